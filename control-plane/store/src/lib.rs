@@ -1,1 +1,36 @@
+//! Storage of a control-plane node: one RocksDB for the logs, bodies and state machines of all groups.
+//!
+//! ```text
+//!  append, save_vote ─ write batch ─► RocksDB (WAL buffered, memtable)
+//!            └ callback ─► syncer thread: one flush_wal(true) for all groups ─► callbacks in order
+//!  transaction().commit() ─ one unsynced batch per run of applied entries
+//! ```
+//!
+//! - A callback runs only after the sync that covers its write (P1); votes take the same way (P2, P3).
+//! - Any write or sync error is final: every later call fails and the process is told to die (P4).
+//! - The log of a group is earlier in the WAL than the state it produced: after a crash the state
+//!   is never ahead of the log.
+//! - A body is deleted when nothing refers to it **and** its log entry is purged.
+//! - Damage in the middle of the WAL is an error, only a torn tail is tolerated (P14).
+//! - The high-water mark file tells a volume that forgot what it had promised.
+//!
+//! It is the only user of RocksDB and knows nothing of Raft's algorithm.
 #![forbid(unsafe_code)]
+
+mod error;
+mod group;
+mod hwm;
+mod layout;
+mod log;
+mod snapshot;
+mod store;
+mod syncer;
+mod transaction;
+
+pub use error::StoreError;
+pub use group::GroupStore;
+pub use log::{LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord};
+pub use snapshot::{Export, SnapshotRecord, SnapshotStage, StagedSnapshot};
+pub use store::{NodeIdentity, Options, Store};
+pub use syncer::Flushed;
+pub use transaction::{Applied, ApplyTxn, Reader};

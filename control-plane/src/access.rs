@@ -1,0 +1,44 @@
+//! Who may call what: one table, default deny. A method that is missing here is refused, and a test names it.
+use sealane_runtime::identity::Role::{self, Admin, Control, Operator, Relay, Viewer};
+
+/// gRPC method path and the roles that may call it.
+pub const TABLE: &[(&str, &[Role])] = &[
+    ("/sealane.v1.Queue/Submit", &[Relay]),
+    ("/sealane.v1.Queue/Deliver", &[Relay]),
+    ("/sealane.v1.Queue/FetchBody", &[Relay]),
+    ("/sealane.v1.Policy/Watch", &[Relay, Operator]),
+    ("/sealane.v1.Policy/Get", &[Admin, Viewer, Operator]),
+    ("/sealane.v1.Policy/Apply", &[Admin, Operator]),
+    ("/sealane.v1.Admin/ClusterStatus", &[Admin, Viewer, Operator]),
+    ("/sealane.v1.Admin/ListNodes", &[Admin, Viewer, Operator]),
+    ("/sealane.v1.Admin/ListQueue", &[Admin, Viewer]),
+    ("/sealane.v1.Admin/ShowMessage", &[Admin, Viewer]),
+    ("/sealane.v1.Cluster/Join", &[Control]),
+    ("/sealane.v1.Cluster/Identify", &[Control]),
+    ("/sealane.v1.Cluster/Forward", &[Control]),
+    ("/sealane.v1.Raft/Append", &[Control]),
+    ("/sealane.v1.Raft/Vote", &[Control]),
+    ("/sealane.v1.Raft/PreVote", &[Control]),
+    ("/sealane.v1.Raft/Snapshot", &[Control]),
+    ("/sealane.v1.Raft/TransferLeader", &[Control]),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rpc_has_a_rule() {
+        let missing = sealane_runtime::grpc::uncovered(sealane_wire::DESCRIPTORS, TABLE);
+        assert!(missing.is_empty(), "methods without a rule: {missing:?}");
+    }
+
+    #[test]
+    fn relays_reach_neither_raft_nor_admin() {
+        for (path, roles) in TABLE {
+            if path.contains(".Raft/") || path.contains(".Admin/") || path.contains(".Cluster/") {
+                assert!(!roles.contains(&Relay), "{path}");
+            }
+        }
+    }
+}

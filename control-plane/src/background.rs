@@ -1,0 +1,5 @@
+//! What a node does without being asked: each a named task, started by [`crate::node`].
+pub(crate) mod compaction;
+pub(crate) mod dispatch;
+pub(crate) mod leadership;
+pub(crate) mod membership;

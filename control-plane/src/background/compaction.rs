@@ -1,0 +1,70 @@
+//! Keeps the logs short, sweeps what is forgotten, and watches the disk.
+use crate::raft::{Group, Groups, now_ms};
+use bytes::Bytes;
+use sealane_store::Store;
+use sealane_types::GroupId;
+use sealane_wire::v1::{self, command::Op};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+const LOOK: Duration = Duration::from_secs(2);
+const SWEEP: Duration = Duration::from_secs(60);
+/// A finished id is remembered for this long: a relay's retry of it gets the first answer.
+const REMEMBER_MS: u64 = 24 * 3600 * 1000;
+/// An upload that was not completed by then is dropped.
+const UPLOAD_MS: u64 = 3600 * 1000;
+const SWEEP_LIMIT: u32 = 1000;
+
+/// Runs until `stop`.
+pub(crate) async fn run(groups: Arc<Groups>, store: Arc<Store>, reserve: u64, disk_full: Arc<AtomicBool>, stop: CancellationToken) {
+    let mut next_sweep = tokio::time::Instant::now() + SWEEP;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stop.cancelled() => return,
+        }
+        watch_disk(&store, reserve, &disk_full);
+        for group in groups.iter() {
+            group.compact().await;
+        }
+        if tokio::time::Instant::now() >= next_sweep {
+            next_sweep = tokio::time::Instant::now() + SWEEP;
+            for group in groups.iter().filter(|g| g.is_leader() && g.id() != GroupId::META) {
+                sweep(&group).await;
+            }
+        }
+    }
+}
+
+/// Refuses new mail below the reserve, takes it again above one and a quarter of it.
+fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
+    match tokio::task::block_in_place(|| store.free_bytes()) {
+        Ok(free) => {
+            let was = disk_full.load(Ordering::Relaxed);
+            let now = if was { free < reserve.saturating_add(reserve / 4) } else { free < reserve };
+            if now != was {
+                tracing::warn!(free, reserve, full = now, "free space on the volume crossed the reserve");
+                disk_full.store(now, Ordering::Relaxed);
+            }
+        }
+        Err(e) => tracing::warn!(error = %e, "free space unknown"),
+    }
+}
+
+async fn sweep(group: &Group) {
+    let now = now_ms();
+    let op = Op::Sweep(v1::SweepOp {
+        dedupe_before_ms: now.saturating_sub(REMEMBER_MS),
+        upload_before_ms: now.saturating_sub(UPLOAD_MS),
+        limit: SWEEP_LIMIT,
+    });
+    if let Err(e) = group.propose(op, Bytes::new()).await {
+        tracing::debug!(group = %group.id(), error = %e, "sweep not committed");
+    }
+}

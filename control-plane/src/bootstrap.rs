@@ -1,0 +1,120 @@
+//! How a node with an empty volume gets its identity: founds the cluster, or joins it.
+//!
+//! A cluster is founded once: the founding node first asks its peers whether there is one already.
+//! Node ids are allocated by the metadata group (the log index of the allocation), kept on the
+//! volume and never reused; a wiped volume is a new node.
+use crate::config::ControlPlaneConfig;
+use anyhow::Context;
+use rand::RngCore;
+use sealane_runtime::{grpc, identity::Identity};
+use sealane_store::{NodeIdentity, Store};
+use sealane_wire::v1::{self, cluster_client::ClusterClient};
+use std::time::Duration;
+use tonic::transport::Channel;
+
+/// The founder's node id. Later ids are log indexes of the metadata group, which are larger.
+const FOUNDER: u64 = 1;
+/// One question to one peer.
+const ASK: Duration = Duration::from_secs(3);
+/// Between rounds over all peers.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Who this node is, and whether it has just founded the cluster.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    pub(crate) identity: NodeIdentity,
+    /// The groups of this volume may still have to be initialized with this node alone.
+    pub(crate) founder: bool,
+}
+
+/// Reads the volume's identity, or obtains one.
+pub(crate) async fn identity(config: &ControlPlaneConfig, tls: &Identity, store: &Store) -> anyhow::Result<Membership> {
+    if let Some(identity) = store.identity()? {
+        let founder = identity.node_id == FOUNDER;
+        return Ok(Membership { identity, founder });
+    }
+    let mut fresh = [0; 16];
+    rand::rng().fill_bytes(&mut fresh);
+    let incarnation = store.incarnation(fresh)?;
+    let mut round = 0u32;
+    loop {
+        let mut member_seen = false;
+        for address in &config.cluster.peers {
+            match ask(config, tls, address, &incarnation).await {
+                Ok(Some(identity)) => {
+                    store.set_identity(&identity)?;
+                    tracing::info!(node_id = identity.node_id, cluster = %identity.cluster_id, "joined the cluster");
+                    return Ok(Membership { identity, founder: false });
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    member_seen |= e.downcast_ref::<NotYet>().is_some();
+                    if round % 20 == 0 {
+                        tracing::info!(peer = %address, reason = %format!("{e:#}"), "cannot join through this peer yet");
+                    }
+                }
+            }
+        }
+        if config.cluster.bootstrap && !member_seen {
+            let mut id = [0; 8];
+            rand::rng().fill_bytes(&mut id);
+            let name = tls.workload().cluster.clone();
+            let identity = NodeIdentity {
+                cluster_id: format!("{name}-{}", data_encoding::HEXLOWER.encode(&id)),
+                cluster_name: name,
+                node_id: FOUNDER,
+                shards: config.cluster.shards,
+                replicas: config.cluster.replicas,
+            };
+            store.set_identity(&identity)?;
+            tracing::info!(cluster = %identity.cluster_id, shards = identity.shards, "founded the cluster");
+            return Ok(Membership { identity, founder: true });
+        }
+        round = round.saturating_add(1);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// A cluster exists, but could not allocate an id right now.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster cannot take a node right now: {0}")]
+struct NotYet(String);
+
+async fn ask(
+    config: &ControlPlaneConfig,
+    tls: &Identity,
+    address: &str,
+    incarnation: &[u8; 16],
+) -> anyhow::Result<Option<NodeIdentity>> {
+    let channel = grpc::channel(address, tls).context("address")?;
+    let mut client = ClusterClient::new(channel);
+    let who = within(client.identify(v1::IdentifyRequest {})).await?;
+    if !who.member {
+        return Ok(None);
+    }
+    let request = v1::JoinRequest {
+        name: config.name.clone(),
+        address: config.advertised(),
+        incarnation: incarnation.to_vec().into(),
+    };
+    let reply = within(client.join(request)).await.map_err(|e| NotYet(format!("{e:#}")))?;
+    Ok(Some(NodeIdentity {
+        cluster_id: reply.cluster_id,
+        cluster_name: tls.workload().cluster.clone(),
+        node_id: reply.node_id,
+        shards: reply.shards,
+        replicas: reply.replicas,
+    }))
+}
+
+async fn within<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> anyhow::Result<T> {
+    let reply = tokio::time::timeout(ASK, call).await.context("no answer in time")?;
+    reply.map(tonic::Response::into_inner).map_err(|s| anyhow::anyhow!("{}: {}", s.code(), s.message()))
+}
+
+/// A client of the `Cluster` service at `address`.
+pub(crate) fn cluster_client(address: &str, tls: &Identity) -> anyhow::Result<ClusterClient<Channel>> {
+    Ok(ClusterClient::new(grpc::channel(address, tls)?))
+}

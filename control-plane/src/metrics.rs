@@ -1,0 +1,104 @@
+//! Prometheus metrics of a control-plane node. Labels come from closed sets only.
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use sealane_wire::v1::submit_outcome::Kind;
+use std::time::Duration;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShardLabel {
+    shard: u32,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    enqueues: Family<OutcomeLabel, Counter>,
+    enqueue_seconds: Histogram,
+    results: Family<OutcomeLabel, Counter>,
+    leases: Counter,
+    leases_expired: Counter,
+    dsns: Counter,
+    queue_depth: Family<ShardLabel, Gauge>,
+    queue_oldest_seconds: Family<ShardLabel, Gauge>,
+    leads: Family<ShardLabel, Gauge>,
+    relays: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let m = Self {
+            enqueues: Family::default(),
+            enqueue_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
+            results: Family::default(),
+            leases: Counter::default(),
+            leases_expired: Counter::default(),
+            dsns: Counter::default(),
+            queue_depth: Family::default(),
+            queue_oldest_seconds: Family::default(),
+            leads: Family::default(),
+            relays: Gauge::default(),
+        };
+        let r = registry.sub_registry_with_prefix("sealane");
+        r.register("enqueue", "Enqueue requests by outcome", m.enqueues.clone());
+        r.register("enqueue_seconds", "From enqueue frame to answer", m.enqueue_seconds.clone());
+        r.register("recipient_results", "Recorded recipient results by outcome", m.results.clone());
+        r.register("leases", "Leases granted", m.leases.clone());
+        r.register("leases_expired", "Leases taken back because their holder went silent", m.leases_expired.clone());
+        r.register("dsns", "Non-delivery reports enqueued", m.dsns.clone());
+        r.register("queue_depth", "Messages in a shard that this node leads", m.queue_depth.clone());
+        r.register("queue_oldest_age_seconds", "Age of the oldest message in a shard that this node leads", m.queue_oldest_seconds.clone());
+        r.register("shard_leader", "1 if this node leads the shard", m.leads.clone());
+        r.register("relays_connected", "Relay nodes with a delivery stream to this node", m.relays.clone());
+        m
+    }
+
+    pub(crate) fn enqueue(&self, kind: Kind, took: Duration) {
+        self.enqueues.get_or_create(&OutcomeLabel { outcome: kind.as_str_name() }).inc();
+        self.enqueue_seconds.observe(took.as_secs_f64());
+    }
+    pub(crate) fn result(&self, outcome: &'static str) {
+        self.results.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+    pub(crate) fn leased(&self, n: u64) {
+        self.leases.inc_by(n);
+    }
+    pub(crate) fn lease_expired(&self, n: u64) {
+        self.leases_expired.inc_by(n);
+    }
+    pub(crate) fn dsn(&self) {
+        self.dsns.inc();
+    }
+    pub(crate) fn relays(&self, n: usize) {
+        self.relays.set(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+    /// `None`: not led here.
+    pub(crate) fn shard(&self, shard: u32, led: Option<(u64, Duration)>) {
+        let label = ShardLabel { shard };
+        self.leads.get_or_create(&label).set(i64::from(led.is_some()));
+        match led {
+            Some((depth, oldest)) => {
+                self.queue_depth.get_or_create(&label).set(i64::try_from(depth).unwrap_or(i64::MAX));
+                self.queue_oldest_seconds
+                    .get_or_create(&label)
+                    .set(i64::try_from(oldest.as_secs()).unwrap_or(i64::MAX));
+            }
+            None => {
+                self.queue_depth.remove(&label);
+                self.queue_oldest_seconds.remove(&label);
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The composition root: every task and channel of a control-plane node is made here.
+use crate::{
+    access,
+    background::{
+        compaction,
+        dispatch::{self, Dispatcher, DispatcherState, RelayDirectory},
+        leadership::{self, LeaderClaims},
+        membership,
+    },
+    bootstrap,
+    config::ControlPlaneConfig,
+    metrics::Metrics,
+    policy_view::PolicyView,
+    raft::{EffectBatch, Groups, GroupsConfig, RaftTransport},
+    service::{
+        admin::AdminRpc,
+        cluster::{ClusterRpc, Proposer},
+        deliver::DeliverDesk,
+        policy::PolicyRpc,
+        queue::QueueRpc,
+        submit::SubmitDesk,
+    },
+};
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use sealane_runtime::{grpc, http, identity::Identity, shutdown, telemetry};
+use sealane_store::{Options, Store};
+use sealane_types::GroupId;
+use sealane_wire::v1::{
+    self, admin_server::AdminServer, cluster_server::ClusterServer, command::Op, policy_server::PolicyServer,
+    queue_server::QueueServer,
+};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Runs of applied entries that the dispatcher has not seen yet; beyond, it rebuilds its index.
+const EFFECTS: usize = 1024;
+/// Most octets of one gRPC message.
+const MAX_MESSAGE: usize = 8 << 20;
+/// Leadership is handed over for at most this long at shutdown.
+const HAND_OVER: Duration = Duration::from_secs(5);
+
+/// Runs a node until SIGTERM or SIGINT.
+pub async fn run(config: ControlPlaneConfig) -> anyhow::Result<()> {
+    let identity = Identity::load(&config.identity).context("identity")?;
+    let guard = telemetry::init("control-plane", &config.name, &config.telemetry)?;
+    let stop = shutdown::token();
+    let result = Box::pin(serve(&config, identity, stop)).await;
+    guard.shutdown();
+    result
+}
+
+async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: CancellationToken) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {}", config.listen))?;
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let data_dir = config.data_dir.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, Options::default()))
+        .await?
+        .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
+    let store = Arc::new(store);
+    store.register(&mut registry);
+
+    let (ready_tx, ready) = watch::channel(false);
+    // The HTTP server and the gRPC server outlive `stop`: the node is observed, and hands over, while it drains.
+    let last = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    if let Some(address) = config.metrics_listen {
+        let http = TcpListener::bind(address).await.with_context(|| format!("metricsListen: {address}"))?;
+        tasks.spawn(http::serve(http, Arc::new(Mutex::new(registry)), ready, last.clone()));
+    }
+
+    let membership = tokio::select! {
+        m = bootstrap::identity(config, &identity, &store) => m?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    tracing::info!(node_id = membership.identity.node_id, cluster = %membership.identity.cluster_id, "starting");
+
+    let (effects_tx, effects) = mpsc::channel::<EffectBatch>(EFFECTS);
+    let missed_tx = watch::Sender::new(0);
+    let missed = missed_tx.subscribe();
+    let groups = Groups::start(
+        GroupsConfig {
+            cluster_id: membership.identity.cluster_id.clone(),
+            node_id: membership.identity.node_id,
+            shards: membership.identity.shards,
+            replicas: membership.identity.replicas,
+            identity: identity.clone(),
+            heartbeat: config.raft.heartbeat.0,
+            election_min: config.raft.election_min.0,
+            election_max: config.raft.election_max.0,
+            keep_entries: config.raft.keep_entries,
+        },
+        &store,
+        effects_tx,
+        missed_tx,
+    )
+    .await?;
+    let policy = PolicyView::new(groups.meta().store().clone())?;
+    let proposer = Proposer { groups: groups.clone(), identity: identity.clone() };
+
+    let claims = LeaderClaims::new();
+    let disk_full = Arc::new(AtomicBool::new(false));
+    let closing = Arc::new(AtomicBool::new(false));
+    let relays = RelayDirectory::default();
+    let (dispatch_tx, dispatch_rx) = dispatch::mailbox();
+    let desk = Arc::new(DeliverDesk {
+        groups: groups.clone(),
+        policy: policy.clone(),
+        metrics: metrics.clone(),
+        dispatcher: dispatch_tx.clone(),
+        lease: config.lease.0,
+        hostname: config.hostname.clone(),
+        node: config.name.clone(),
+        sessions: AtomicU64::new(1),
+    });
+    let submit = SubmitDesk::new(
+        groups.clone(),
+        policy.clone(),
+        claims.clone(),
+        metrics.clone(),
+        usize::try_from(config.in_flight.0).unwrap_or(usize::MAX),
+        disk_full.clone(),
+        closing.clone(),
+    );
+
+    let queue = QueueRpc { groups: groups.clone(), submit, deliver: desk.clone() };
+    let admin = AdminRpc {
+        groups: groups.clone(),
+        policy: policy.clone(),
+        relays: relays.clone(),
+        cluster_name: membership.identity.cluster_name.clone(),
+    };
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    let routes = tonic::service::Routes::new(RaftTransport::server(groups.clone()))
+        .add_service(ClusterServer::new(ClusterRpc { proposer: proposer.clone() }))
+        .add_service(QueueServer::new(queue).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(
+            PolicyServer::new(PolicyRpc { view: policy.clone(), proposer: proposer.clone() })
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(AdminServer::new(admin).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(health);
+    let server = grpc::serve(listener, routes, access::TABLE, identity.clone(), last.clone());
+    tasks.spawn(async move {
+        if let Err(e) = server.await {
+            tracing::error!(error = %format!("{e:#}"), "gRPC server ended");
+        }
+    });
+
+    tasks.spawn(leadership::run(groups.clone(), claims, stop.clone()));
+    tasks.spawn(membership::run(groups.clone(), stop.clone()));
+    tasks.spawn(compaction::run(groups.clone(), store.clone(), config.disk_reserve.0, disk_full, stop.clone()));
+    let dispatcher = Dispatcher {
+        groups: groups.clone(),
+        policy: policy.clone(),
+        desk,
+        metrics,
+        directory: relays,
+        lease: config.lease.0,
+        tx: dispatch_tx,
+        state: DispatcherState::default(),
+    };
+    tasks.spawn(dispatcher.run(dispatch_rx, effects, missed, stop.clone()));
+    if membership.founder {
+        found(config, &groups, &proposer, &membership.identity).await?;
+    }
+    tasks.spawn(readiness(groups.clone(), ready_tx, health_reporter, stop.clone()));
+
+    stop.cancelled().await;
+    tracing::info!("shutting down: handing leadership over");
+    closing.store(true, Ordering::Relaxed);
+    groups.shutdown(HAND_OVER).await;
+    last.cancel();
+    tasks.close();
+    if tokio::time::timeout(HAND_OVER, tasks.wait()).await.is_err() {
+        tracing::warn!("tasks still running at exit");
+    }
+    tokio::task::block_in_place(|| store.shutdown());
+    Ok(())
+}
+
+/// Makes this node the first member and records the cluster. Both are idempotent: a founder that died half-way resumes.
+async fn found(
+    config: &ControlPlaneConfig,
+    groups: &Groups,
+    proposer: &Proposer,
+    identity: &sealane_store::NodeIdentity,
+) -> anyhow::Result<()> {
+    groups.initialize(&config.advertised(), &config.name).await?;
+    let recorded = sealane_state::queries::cluster(&groups.meta().store().reader())?.is_some();
+    if recorded {
+        return Ok(());
+    }
+    let op = Op::InitCluster(v1::InitClusterOp {
+        cluster_id: identity.cluster_id.clone(),
+        cluster_name: identity.cluster_name.clone(),
+        shards: identity.shards,
+        replicas: identity.replicas,
+        first: Some(v1::NodeRecord {
+            id: identity.node_id,
+            name: config.name.clone(),
+            address: config.advertised(),
+            incarnation: Default::default(),
+            joined_at_ms: crate::raft::now_ms(),
+        }),
+    });
+    proposer.propose(GroupId::META, op).await.map_err(|s| anyhow::anyhow!("founding: {}", s.message()))?;
+    Ok(())
+}
+
+/// Ready: this node is a voter of the metadata group, knows its leader, and every shard has a leader it can follow or is.
+async fn readiness(
+    groups: Arc<Groups>,
+    ready: watch::Sender<bool>,
+    health: tonic_health::server::HealthReporter,
+    stop: CancellationToken,
+) {
+    loop {
+        let now = groups.iter().all(|g| {
+            let v = g.view();
+            v.leader.is_some()
+                && v.voters.contains(&groups.node_id())
+                && v.voters.len() >= usize::try_from(groups.replicas()).unwrap_or(usize::MAX)
+                && (v.leader != Some(groups.node_id()) || g.leading().is_some())
+        });
+        if ready.send_if_modified(|r| std::mem::replace(r, now) != now) {
+            tracing::info!(ready = now, "readiness changed");
+            let status =
+                if now { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+            health.set_service_status("", status).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    ready.send_replace(false);
+    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+}

@@ -1,0 +1,402 @@
+//! All Raft groups of one control-plane node.
+use super::{
+    log_store::LogStore,
+    network::{Connections, NetworkFactory},
+    state_machine::{EffectBatch, StateMachine},
+    types::{Answer, Peer, Proposal, TypeConfig},
+};
+use bytes::Bytes;
+use openraft::{
+    ChangeMembers, Config, Raft, ServerState, SnapshotPolicy,
+    errors::{ClientWriteError, RaftError},
+    impls::ProgressResponder,
+};
+use prost::Message;
+use sealane_runtime::identity::Identity;
+use sealane_store::{GroupStore, Store};
+use sealane_types::GroupId;
+use sealane_wire::v1;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::{mpsc, watch};
+use tracing::{Instrument, info_span};
+
+/// Wall clock, milliseconds since the epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What the groups of a node need to know.
+#[derive(Debug)]
+pub struct GroupsConfig {
+    /// Named in every RPC; requests of other clusters are refused.
+    pub cluster_id: String,
+    /// This node, as allocated.
+    pub node_id: u64,
+    /// Queue shards; the groups are 0..=shards.
+    pub shards: u32,
+    /// A group with fewer voters commits, but takes no mail.
+    pub replicas: u32,
+    /// For mTLS to the peers.
+    pub identity: Identity,
+    /// Between heartbeats of a leader.
+    pub heartbeat: Duration,
+    /// A follower that hears nothing for this long (randomly up to `election_max`) stands for election.
+    pub election_min: Duration,
+    /// Upper end of that range.
+    pub election_max: Duration,
+    /// Applied log entries kept for followers that lag.
+    pub keep_entries: u64,
+}
+
+/// Why a proposal was not answered with a committed result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProposeError {
+    /// Rejected before anything was appended.
+    #[error("not the leader of this group")]
+    NotLeader {
+        /// Where the leader is, if known.
+        leader: Option<u64>,
+    },
+    /// Rejected before anything was appended.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// May or may not be committed. Only a retry of the same idempotent command settles it.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+}
+
+/// A committed and applied proposal.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Log index of its entry.
+    pub index: u64,
+    /// What the state machine answered.
+    pub reply: v1::CommandReply,
+}
+
+#[derive(Debug)]
+pub(super) struct RaftGroup {
+    pub(super) id: GroupId,
+    pub(super) raft: Raft<TypeConfig, StateMachine>,
+    pub(super) store: GroupStore,
+}
+
+/// All groups of this node.
+#[derive(Debug)]
+pub struct Groups {
+    config: GroupsConfig,
+    groups: BTreeMap<GroupId, Arc<RaftGroup>>,
+}
+
+/// One group of this node: proposals and a view of its state.
+#[derive(Debug, Clone)]
+pub struct Group {
+    inner: Arc<RaftGroup>,
+    replicas: u32,
+    node_id: u64,
+    election_max: Duration,
+    keep_entries: u64,
+}
+
+/// What this node knows of a group right now.
+#[derive(Debug, Clone, Default)]
+pub struct GroupView {
+    /// Current leader, if known.
+    pub leader: Option<u64>,
+    /// Current term.
+    pub term: u64,
+    /// This node leads and heard from a quorum within an election timeout.
+    pub quorum: bool,
+    /// Last entry in the local log.
+    pub last_log: u64,
+    /// Last applied entry.
+    pub applied: u64,
+    /// Last purged entry.
+    pub purged: u64,
+    /// Voters of the effective membership.
+    pub voters: BTreeSet<u64>,
+    /// Learners of the effective membership.
+    pub learners: BTreeSet<u64>,
+    /// No change of membership is under way.
+    pub uniform: bool,
+    /// On the leader: entries acknowledged by each peer.
+    pub matched: BTreeMap<u64, u64>,
+}
+
+impl Groups {
+    /// Opens every group and starts its Raft.
+    ///
+    /// `effects` receives what applied entries changed; when it is full, `missed` grows and the
+    /// consumer rereads the state.
+    pub async fn start(
+        config: GroupsConfig,
+        store: &Store,
+        effects: mpsc::Sender<EffectBatch>,
+        missed: watch::Sender<u64>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let raft_config = Arc::new(
+            Config {
+                cluster_name: config.cluster_id.clone(),
+                heartbeat_interval: millis(config.heartbeat),
+                election_timeout_min: millis(config.election_min),
+                election_timeout_max: millis(config.election_max),
+                install_snapshot_timeout: 600_000,
+                snapshot_policy: SnapshotPolicy::Never,
+                max_in_snapshot_log_to_keep: config.keep_entries,
+                purge_batch_size: 256,
+                max_payload_entries: 256,
+                replication_lag_threshold: config.keep_entries.saturating_mul(2),
+                enable_pre_vote: Some(true),
+                enable_leader_restore: Some(false),
+                allow_log_reversion: None,
+                ..Config::default()
+            }
+            .validate()?,
+        );
+        let connections = Connections::new(config.cluster_id.clone(), config.node_id, config.identity.clone());
+        let mut groups = BTreeMap::new();
+        for id in (0..=config.shards).map(GroupId) {
+            let group_store = store.group(id);
+            let machine = StateMachine::new(id, group_store.clone(), effects.clone(), missed.clone())?;
+            let raft = Raft::new(
+                config.node_id,
+                raft_config.clone(),
+                NetworkFactory::new(connections.clone(), id),
+                LogStore::new(group_store.clone()),
+                machine,
+            )
+            .await?;
+            groups.insert(id, Arc::new(RaftGroup { id, raft, store: group_store }));
+        }
+        Ok(Arc::new(Self { config, groups }))
+    }
+
+    /// Makes this node the first and only voter of every group that was never initialized.
+    pub async fn initialize(&self, address: &str, name: &str) -> anyhow::Result<()> {
+        let me = Peer { address: address.to_owned(), name: name.to_owned() };
+        for group in self.groups.values() {
+            if !group.raft.is_initialized().await? {
+                group.raft.initialize(BTreeMap::from([(self.config.node_id, me.clone())])).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// This node.
+    pub fn node_id(&self) -> u64 {
+        self.config.node_id
+    }
+    /// This cluster.
+    pub fn cluster_id(&self) -> &str {
+        &self.config.cluster_id
+    }
+    /// Number of queue shards.
+    pub fn shards(&self) -> u32 {
+        self.config.shards
+    }
+    /// Configured number of voters.
+    pub fn replicas(&self) -> u32 {
+        self.config.replicas
+    }
+
+    pub(super) fn raft_group(&self, id: GroupId) -> Option<&RaftGroup> {
+        self.groups.get(&id).map(AsRef::as_ref)
+    }
+
+    /// A group, if there is one of that number.
+    pub fn group(&self, id: GroupId) -> Option<Group> {
+        self.groups.get(&id).map(|inner| Group {
+            inner: inner.clone(),
+            replicas: self.config.replicas,
+            node_id: self.config.node_id,
+            election_max: self.config.election_max,
+            keep_entries: self.config.keep_entries,
+        })
+    }
+
+    /// The metadata group.
+    pub fn meta(&self) -> Group {
+        self.group(GroupId::META).expect("group 0 always exists")
+    }
+
+    /// Every group, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Group> + '_ {
+        self.groups.keys().filter_map(|id| self.group(*id))
+    }
+
+    /// Hands every leadership over to a caught-up voter, waits until it is gone or `limit` has passed, then stops.
+    pub async fn shutdown(&self, limit: Duration) {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let led: Vec<Group> = self.iter().filter(Group::is_leader).collect();
+            let alone = led.iter().all(|g| g.view().voters.len() < 2);
+            if led.is_empty() || alone || tokio::time::Instant::now() >= deadline {
+                break;
+            }
+            for group in led {
+                if let Some(to) = group.most_caught_up_peer() {
+                    group.transfer_to(to).await;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        for group in self.groups.values() {
+            if let Err(e) = group.raft.shutdown().await {
+                tracing::warn!(group = %group.id, error = %e, "raft did not stop cleanly");
+            }
+        }
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Group {
+    /// Its number.
+    pub fn id(&self) -> GroupId {
+        self.inner.id
+    }
+
+    /// Its storage, for reading.
+    pub fn store(&self) -> &GroupStore {
+        &self.inner.store
+    }
+
+    /// Whether openraft says that this node leads.
+    pub fn is_leader(&self) -> bool {
+        self.inner.raft.is_leader()
+    }
+
+    /// Proposes `command` with this node's clock and waits until it is fsynced on a majority and applied here.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves the outcome unknown.
+    pub async fn propose(&self, op: v1::command::Op, body: Bytes) -> Result<Committed, ProposeError> {
+        let command = v1::Command { now_ms: now_ms(), op: Some(op) };
+        let proposal = Proposal { header: command.encode_to_vec().into(), body };
+        let (responder, commit, complete) = ProgressResponder::new();
+        let span = info_span!("raft.commit", group = self.id().0, bytes = proposal.body.len(), index = tracing::field::Empty);
+        async {
+            let sent = self.inner.raft.client_write_ff(proposal, Some(responder)).await;
+            sent.map_err(|e| ProposeError::Unavailable(e.to_string()))?;
+            if let Ok(id) = commit.await {
+                tracing::Span::current().record("index", id.index);
+            }
+            Ok(())
+        }
+        .instrument(span)
+        .await?;
+        let answer = complete.instrument(info_span!("queue.apply", group = self.id().0)).await;
+        match answer {
+            Ok(Ok(response)) => {
+                let Answer(reply) = response.data;
+                Ok(Committed { index: response.log_id.index, reply })
+            }
+            Ok(Err(ClientWriteError::ForwardToLeader(f))) => {
+                Err(ProposeError::NotLeader { leader: f.leader_id.filter(|l| *l != self.node_id) })
+            }
+            Ok(Err(e)) => Err(ProposeError::Unknown(e.to_string())),
+            Err(_) => Err(ProposeError::Unknown("raft stopped".into())),
+        }
+    }
+
+    /// The term in which this node may take mail for this group: it leads, its state machine holds an entry of its own term,
+    /// a quorum answered lately, and the group has all its replicas.
+    pub fn leading(&self) -> Option<u64> {
+        let m = self.inner.raft.metrics();
+        let m = m.borrow();
+        let caught_up = m.last_applied.is_some_and(|l| l.leader_id.term == m.current_term);
+        let voters = m.membership_config.membership().voter_ids().count();
+        let alone = voters == 1;
+        let fresh = alone || m.last_quorum_acked.is_some_and(|at| at.elapsed() < self.election_max);
+        let full = voters >= usize::try_from(self.replicas).unwrap_or(usize::MAX);
+        (m.state == ServerState::Leader && caught_up && fresh && full).then_some(m.current_term)
+    }
+
+    /// What this node knows of the group.
+    pub fn view(&self) -> GroupView {
+        let m = self.inner.raft.metrics();
+        let m = m.borrow();
+        let membership = m.membership_config.membership();
+        let index = |l: &Option<super::types::LogId>| l.map_or(0, |l| l.index);
+        GroupView {
+            leader: m.current_leader,
+            term: m.current_term,
+            quorum: m.state == ServerState::Leader
+                && (membership.voter_ids().count() == 1
+                    || m.last_quorum_acked.is_some_and(|at| at.elapsed() < self.election_max)),
+            last_log: m.last_log_index.unwrap_or(0),
+            applied: index(&m.last_applied),
+            purged: index(&m.purged),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            uniform: membership.get_joint_config().len() <= 1,
+            matched: m
+                .replication
+                .iter()
+                .flatten()
+                .map(|(node, at)| (*node, at.as_ref().map_or(0, |l| l.index)))
+                .collect(),
+        }
+    }
+
+    /// Members with their addresses.
+    pub fn members(&self) -> BTreeMap<u64, String> {
+        let m = self.inner.raft.metrics();
+        let m = m.borrow();
+        m.membership_config.membership().nodes().map(|(id, p)| (*id, p.address.clone())).collect()
+    }
+
+    /// A voter other than this node that holds (nearly) all of the log.
+    pub fn most_caught_up_peer(&self) -> Option<u64> {
+        let v = self.view();
+        v.matched
+            .iter()
+            .filter(|(n, _)| v.voters.contains(n) && **n != self.node_id)
+            .max_by_key(|(_, at)| **at)
+            .map(|(n, _)| *n)
+    }
+
+    /// Asks `to` to take leadership over.
+    pub async fn transfer_to(&self, to: u64) {
+        if let Err(e) = self.inner.raft.trigger().transfer_leader(to).await {
+            tracing::debug!(group = %self.id(), to, error = %e, "leadership transfer not started");
+        }
+    }
+
+    async fn change(&self, change: ChangeMembers<u64, Peer>) -> Result<(), ProposeError> {
+        match self.inner.raft.change_membership(change, false).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f))) => {
+                Err(ProposeError::NotLeader { leader: f.leader_id })
+            }
+            Err(e) => Err(ProposeError::Unavailable(e.to_string())),
+        }
+    }
+
+    /// Adds a member that receives the log but does not vote.
+    pub async fn add_learner(&self, node: u64, address: &str, name: &str) -> Result<(), ProposeError> {
+        let peer = Peer { address: address.to_owned(), name: name.to_owned() };
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node, peer)]))).await
+    }
+
+    /// Makes a caught-up learner a voter.
+    pub async fn promote(&self, node: u64) -> Result<(), ProposeError> {
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node]))).await
+    }
+
+    /// Drops the applied part of the log except for the entries kept for laggards. A snapshot here is a position: this is cheap.
+    pub async fn compact(&self) {
+        let v = self.view();
+        if v.applied.saturating_sub(v.purged) > self.keep_entries.saturating_mul(2)
+            && let Err(e) = self.inner.raft.trigger().snapshot().await
+        {
+            tracing::warn!(group = %self.id(), error = %e, "log not compacted");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `Admin`: what an operator asks. Answers from this node's state; reading only.
+use crate::{background::dispatch::RelayDirectory, policy_view::PolicyView, raft::{Group, Groups, now_ms}};
+use sealane_state::queries;
+use sealane_types::{GroupId, MessageId};
+use sealane_wire::v1::{self, admin_server::Admin as AdminService};
+use std::sync::Arc;
+use tokio::task::block_in_place;
+use tonic::{Request, Response, Status};
+
+const DEFAULT_LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = 1000;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct AdminRpc {
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) policy: PolicyView,
+    pub(crate) relays: RelayDirectory,
+    pub(crate) cluster_name: String,
+}
+
+fn storage(e: impl std::fmt::Display) -> Status {
+    Status::internal(format!("state unreadable: {e}"))
+}
+
+impl AdminRpc {
+    fn group_status(group: &Group) -> Result<v1::GroupStatus, Status> {
+        let v = group.view();
+        let mut s = v1::GroupStatus {
+            group: group.id().0,
+            leader: v.leader.unwrap_or(0),
+            term: v.term,
+            last_log_index: v.last_log,
+            applied_index: v.applied,
+            purged_index: v.purged,
+            voters: v.voters.into_iter().collect(),
+            learners: v.learners.into_iter().collect(),
+            quorum: v.quorum,
+            ..Default::default()
+        };
+        if group.id() != GroupId::META {
+            let reader = group.store().reader();
+            s.waiting = queries::count(&reader).map_err(storage)?;
+            let oldest = queries::oldest_ms(&reader).map_err(storage)?;
+            s.oldest_age_ms = oldest.map_or(0, |at| now_ms().saturating_sub(at));
+        }
+        Ok(s)
+    }
+
+    fn shards(&self) -> impl Iterator<Item = Group> + '_ {
+        self.groups.iter().filter(|g| g.id() != GroupId::META)
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for AdminRpc {
+    async fn cluster_status(
+        &self,
+        _: Request<v1::ClusterStatusRequest>,
+    ) -> Result<Response<v1::ClusterStatusReply>, Status> {
+        let groups = block_in_place(|| self.groups.iter().map(|g| Self::group_status(&g)).collect::<Result<_, _>>())?;
+        Ok(Response::new(v1::ClusterStatusReply {
+            cluster_id: self.groups.cluster_id().to_owned(),
+            cluster_name: self.cluster_name.clone(),
+            answered_by: self.groups.node_id(),
+            groups,
+            policy_revision: self.policy.current().wire.revision,
+            replicas: self.groups.replicas(),
+        }))
+    }
+
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesReply>, Status> {
+        use v1::node_info::Kind;
+        let records = block_in_place(|| queries::nodes(&self.groups.meta().store().reader())).map_err(storage)?;
+        let views: Vec<_> = self.groups.iter().map(|g| g.view()).collect();
+        let meta = self.groups.meta().view();
+        let mut nodes: Vec<v1::NodeInfo> = records
+            .into_iter()
+            .map(|n| v1::NodeInfo {
+                kind: Kind::ControlPlane.into(),
+                state: if meta.voters.contains(&n.id) {
+                    "voter"
+                } else if meta.learners.contains(&n.id) {
+                    "learner"
+                } else {
+                    "joining"
+                }
+                .to_owned(),
+                leads: u32::try_from(views.iter().filter(|v| v.leader == Some(n.id)).count()).unwrap_or(u32::MAX),
+                name: n.name,
+                node_id: n.id,
+                address: n.address,
+                connected_since_ms: n.joined_at_ms,
+                version: String::new(),
+            })
+            .collect();
+        nodes.extend(self.relays.list().into_iter().map(|r| v1::NodeInfo {
+            kind: Kind::Relay.into(),
+            name: r.name,
+            state: "connected".to_owned(),
+            connected_since_ms: r.since_ms,
+            ..Default::default()
+        }));
+        Ok(Response::new(v1::ListNodesReply { nodes }))
+    }
+
+    async fn list_queue(&self, request: Request<v1::ListQueueRequest>) -> Result<Response<v1::ListQueueReply>, Status> {
+        let r = request.into_inner();
+        let limit = if r.limit == 0 { DEFAULT_LIMIT } else { r.limit.min(MAX_LIMIT) };
+        let after = match r.page_token.as_str() {
+            "" => None,
+            t => Some(t.parse::<MessageId>().map_err(|e| Status::invalid_argument(format!("page_token: {e}")))?),
+        };
+        let destination = (!r.destination.is_empty()).then(|| r.destination.to_ascii_lowercase());
+        block_in_place(|| {
+            let mut reply = v1::ListQueueReply::default();
+            for group in self.shards() {
+                let reader = group.store().reader();
+                reply.total_waiting += queries::count(&reader).map_err(storage)?;
+                // Pages run shard by shard; within a shard the id order is the order of acceptance.
+                let room = usize::try_from(limit).unwrap_or(0).saturating_sub(reply.messages.len());
+                let start = match after {
+                    Some(id) if id.shard().group() > group.id() => continue,
+                    Some(id) if id.shard().group() == group.id() => Some(id),
+                    _ => None,
+                };
+                if room == 0 {
+                    continue;
+                }
+                let page = queries::list(&reader, start, room, destination.as_deref()).map_err(storage)?;
+                if page.len() == room {
+                    reply.next_page_token = page.last().map(|m| m.id.to_string()).unwrap_or_default();
+                }
+                reply.messages.extend(page.iter().map(queued));
+            }
+            Ok(Response::new(reply))
+        })
+    }
+
+    async fn show_message(
+        &self,
+        request: Request<v1::ShowMessageRequest>,
+    ) -> Result<Response<v1::ShowMessageReply>, Status> {
+        let id: MessageId =
+            request.into_inner().id.parse().map_err(|e| Status::invalid_argument(format!("id: {e}")))?;
+        let group = self
+            .groups
+            .group(id.shard().group())
+            .ok_or_else(|| Status::not_found(format!("shard {} does not exist", id.shard())))?;
+        let found = block_in_place(|| queries::message(&group.store().reader(), id)).map_err(storage)?;
+        let Some(m) = found else {
+            return Err(Status::not_found(format!(
+                "message {id} is not in the queue: it was never accepted, or it is finished"
+            )));
+        };
+        Ok(Response::new(v1::ShowMessageReply {
+            message: Some(queued(&m)),
+            entry: m.record.entry.clone(),
+            trace: m.record.trace.clone(),
+            body: m.record.body.clone(),
+            expires_at_ms: m.record.expires_at_ms,
+            shard: id.shard().get(),
+            sha256: m.record.sha256.clone(),
+        }))
+    }
+}
+
+fn queued(m: &queries::StoredMessage) -> v1::QueuedMessage {
+    let envelope = m.record.envelope.clone().unwrap_or_default();
+    let now = now_ms();
+    v1::QueuedMessage {
+        id: m.id.to_string(),
+        size: m.record.size,
+        accepted_at_ms: m.record.entry.as_ref().map_or(m.record.enqueued_at_ms, |e| e.accepted_at_ms),
+        submitter: m.record.entry.as_ref().map(|e| e.submitter.clone()).unwrap_or_default(),
+        recipients: m
+            .recipients
+            .iter()
+            .zip(&envelope.recipients)
+            .map(|(r, e)| v1::QueuedRecipient {
+                mailbox: e.mailbox.clone(),
+                state: state_name(r, now).to_owned(),
+                attempts: r.attempts,
+                due_at_ms: r.due_ms,
+                last_reply: r.last_reply.clone(),
+                lease_holder: r.holder.clone(),
+                epoch: r.epoch,
+            })
+            .collect(),
+        reverse_path: envelope.reverse_path,
+    }
+}
+
+fn state_name(r: &v1::RecipientRecord, now: u64) -> &'static str {
+    use v1::recipient_record::State;
+    match r.state() {
+        State::Leased => "leased",
+        State::Delivered => "delivered",
+        State::Failed => "failed",
+        State::Expired => "expired",
+        State::Waiting | State::Unspecified if r.due_ms > now => "deferred",
+        State::Waiting | State::Unspecified => "due",
+    }
+}

@@ -1,0 +1,391 @@
+//! `Queue.Deliver`: leases out, outcomes in. Outcomes become log entries here: the retry time, the
+//! end of a message's life and its non-delivery report are decided by the leader.
+use crate::{
+    background::dispatch::Input,
+    metrics::Metrics,
+    policy_view::PolicyView,
+    raft::{Group, Groups, now_ms},
+};
+use bytes::{Bytes, BytesMut};
+use rand::Rng;
+use sealane_policy::RetrySchedule;
+use sealane_scheduler::retry_at;
+use sealane_state::queries::{self, StoredMessage};
+use sealane_types::{MessageId, sanitize};
+use sealane_wire::{
+    message_id,
+    v1::{self, Outcome, command::Op, command_reply::Result as Answer, recipient_record::State},
+};
+use sha2::{Digest, Sha256};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::{Semaphore, mpsc}, task::block_in_place};
+use tonic::{Status, Streaming};
+use tracing::{Instrument, info_span};
+
+/// Leases and acknowledgements on their way to one relay.
+const EVENTS: usize = 1024;
+/// Reports of one relay that are being committed at once.
+const REPORTS: usize = 1024;
+/// Octets of the original header that a non-delivery report may quote.
+const HEADER_LIMIT: usize = 64 << 10;
+
+/// Everything a Deliver stream needs; one per node.
+#[derive(Debug)]
+pub(crate) struct DeliverDesk {
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) policy: PolicyView,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) dispatcher: mpsc::Sender<Input>,
+    pub(crate) lease: Duration,
+    /// Reporting-MTA of our reports.
+    pub(crate) hostname: String,
+    pub(crate) node: String,
+    pub(crate) sessions: AtomicU64,
+}
+
+impl DeliverDesk {
+    /// Serves one stream until the relay ends it.
+    pub(crate) fn serve(
+        self: Arc<Self>,
+        relay: String,
+        hello: v1::ServerHello,
+        mut frames: Streaming<v1::DeliverRequest>,
+    ) -> mpsc::Receiver<Result<v1::DeliverEvent, Status>> {
+        use v1::{deliver_event::Frame as Event, deliver_request::Frame};
+        let (tx, rx) = mpsc::channel(EVENTS);
+        tokio::spawn(async move {
+            let event = |frame| Ok(v1::DeliverEvent { frame: Some(frame) });
+            if tx.send(event(Event::Hello(hello))).await.is_err() {
+                return;
+            }
+            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+            let joined = Input::Joined { relay: relay.clone(), session, events: tx.clone() };
+            if self.dispatcher.send(joined).await.is_err() {
+                return;
+            }
+            tracing::info!(%relay, "delivery stream opened");
+            let slots = Arc::new(Semaphore::new(REPORTS));
+            while let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = frames.message().await {
+                match frame {
+                    Frame::Hello(_) => {}
+                    Frame::Credit(c) => {
+                        let input = Input::Credit { relay: relay.clone(), session, leases: c.leases };
+                        if self.dispatcher.send(input).await.is_err() {
+                            break;
+                        }
+                    }
+                    Frame::Report(r) => {
+                        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+                        let (desk, tx, relay) = (self.clone(), tx.clone(), relay.clone());
+                        tokio::spawn(async move {
+                            // No answer if it could not be committed: the relay reports again.
+                            if let Some(ack) = desk.report(&relay, r).await {
+                                let _ = tx.send(Ok(v1::DeliverEvent { frame: Some(Event::Ack(ack)) })).await;
+                            }
+                            drop(slot);
+                        });
+                    }
+                    Frame::Renew(r) => {
+                        let (desk, tx, relay) = (self.clone(), tx.clone(), relay.clone());
+                        tokio::spawn(async move {
+                            for ack in desk.renew(&relay, r).await {
+                                let _ = tx.send(Ok(v1::DeliverEvent { frame: Some(Event::Renewed(ack)) })).await;
+                            }
+                        });
+                    }
+                    Frame::GiveBack(r) => {
+                        let desk = self.clone();
+                        tokio::spawn(async move { desk.give_back(r).await });
+                    }
+                }
+            }
+            tracing::info!(%relay, "delivery stream closed");
+            let _ = self.dispatcher.send(Input::Left { relay, session }).await;
+        });
+        rx
+    }
+
+    fn group_of(&self, id: MessageId) -> Option<Group> {
+        self.groups.group(id.shard().group())
+    }
+
+    /// Commits what a relay reports. `None`: not committed, outcome unknown.
+    async fn report(&self, relay: &str, report: v1::Report) -> Option<v1::ReportAck> {
+        let refused = || Some(v1::ReportAck { id: report.id.clone(), epoch: report.epoch, accepted: false });
+        let Ok(id) = message_id("report.id", &report.id) else { return refused() };
+        let Some(group) = self.group_of(id) else { return refused() };
+        // Only the leader's state tells whether the lease still stands.
+        group.leading()?;
+        let message = match block_in_place(|| queries::message(&group.store().reader(), id)) {
+            Ok(Some(m)) => m,
+            Ok(None) => return refused(),
+            Err(e) => {
+                tracing::error!(message = %id, error = %e, "message unreadable");
+                return None;
+            }
+        };
+        let span = info_span!("queue.record", message.id = %id, epoch = report.epoch);
+        if let Some(trace) = message.record.trace.clone() {
+            sealane_runtime::telemetry::set_parent(&span, &trace.into());
+        }
+        let results = self.results(&message, &report);
+        let accepted = self.commit(&group, &message, report.epoch, results).instrument(span).await?;
+        if accepted {
+            tracing::debug!(message = %id, relay, "report recorded");
+        }
+        Some(v1::ReportAck { id: report.id, epoch: report.epoch, accepted })
+    }
+
+    fn schedule(&self, mailbox: &str) -> RetrySchedule {
+        let domain = mailbox.rsplit_once('@').map_or("", |(_, d)| d);
+        self.policy.current().parsed.destination(domain).retry
+    }
+
+    /// Turns a relay's words into results: deferred becomes a retry time, or failed if time is up.
+    fn results(&self, message: &StoredMessage, report: &v1::Report) -> Vec<v1::RecipientResult> {
+        let now = now_ms();
+        let age = now.saturating_sub(message.record.enqueued_at_ms);
+        let envelope = message.record.envelope.as_ref();
+        let mut results = Vec::with_capacity(report.recipients.len());
+        for r in &report.recipients {
+            let Some(index) = usize::try_from(r.recipient).ok() else { continue };
+            let (Some(given), Some(stored)) =
+                (envelope.and_then(|e| e.recipients.get(index)), message.recipients.get(index))
+            else {
+                continue;
+            };
+            let mut result = v1::RecipientResult {
+                recipient: r.recipient,
+                outcome: r.outcome,
+                reply: r.reply.clone(),
+                tls: r.tls.clone(),
+                retry_at_ms: 0,
+                expired: false,
+            };
+            if r.outcome() == Outcome::Deferred {
+                let schedule = self.schedule(&given.mailbox);
+                let lifetime =
+                    if r.tls_caused { schedule.tls_lifetime_ms.min(schedule.lifetime_ms) } else { schedule.lifetime_ms };
+                if age >= lifetime {
+                    result.outcome = Outcome::Failed.into();
+                    result.expired = true;
+                    result.reply = Some(expired_reply(r.reply.clone(), r.tls_caused));
+                } else {
+                    let jitter = rand::rng().random_range(0..1000);
+                    result.retry_at_ms = retry_at(&schedule.delays_ms, stored.attempts, now, jitter);
+                }
+            }
+            results.push(result);
+        }
+        results
+    }
+
+    /// Proposes the results, and the report that the failures among them cause, as one entry.
+    async fn commit(
+        &self,
+        group: &Group,
+        message: &StoredMessage,
+        epoch: u64,
+        results: Vec<v1::RecipientResult>,
+    ) -> Option<bool> {
+        if results.is_empty() {
+            return Some(false);
+        }
+        let (dsn, body) = match block_in_place(|| self.dsn(group, message, &results)) {
+            Some((op, body)) => (Some(op), body),
+            None => (None, Bytes::new()),
+        };
+        let has_dsn = dsn.is_some();
+        let outcomes: Vec<Outcome> = results.iter().map(v1::RecipientResult::outcome).collect();
+        let op = Op::Results(v1::ResultsOp {
+            id: Bytes::copy_from_slice(message.id.as_bytes()),
+            epoch,
+            results,
+            dsn,
+        });
+        match group.propose(op, body).await {
+            Ok(c) => {
+                let effective = matches!(c.reply.result, Some(Answer::Counted(n)) if n.effective > 0);
+                if effective {
+                    for o in outcomes {
+                        self.metrics.result(o.as_str_name());
+                    }
+                    if has_dsn {
+                        self.metrics.dsn();
+                    }
+                }
+                Some(effective)
+            }
+            Err(e) => {
+                tracing::debug!(message = %message.id, error = %e, "results not committed");
+                None
+            }
+        }
+    }
+
+    /// The non-delivery report for the failed among `results`; none for the null reverse-path.
+    fn dsn(
+        &self,
+        group: &Group,
+        message: &StoredMessage,
+        results: &[v1::RecipientResult],
+    ) -> Option<(v1::EnqueueOp, Bytes)> {
+        let failed: Vec<&v1::RecipientResult> = results.iter().filter(|r| r.outcome() == Outcome::Failed).collect();
+        let envelope = message.record.envelope.as_ref()?;
+        if failed.is_empty() || envelope.reverse_path.is_empty() {
+            return None;
+        }
+        let now = now_ms();
+        let mut random = [0u8; 9];
+        rand::rng().fill(&mut random);
+        let id = MessageId::new(message.id.shard(), now, random);
+        let failures: Vec<sealane_dsn::Failure<'_>> = failed
+            .iter()
+            .filter_map(|r| {
+                let recipient = envelope.recipients.get(usize::try_from(r.recipient).ok()?)?;
+                Some(sealane_dsn::Failure { recipient, reply: r.reply.as_ref(), expired: r.expired })
+            })
+            .collect();
+        let report = sealane_dsn::build(&sealane_dsn::Report {
+            id,
+            original_id: message.id,
+            record: &message.record,
+            failures: &failures,
+            original_header: &self.header(group, message),
+            reporting_mta: &self.hostname,
+            now_ms: now,
+        });
+        let schedule = self.schedule(&envelope.reverse_path);
+        let op = v1::EnqueueOp {
+            id: Bytes::copy_from_slice(id.as_bytes()),
+            envelope: Some(report.envelope),
+            entry: Some(v1::EntryRecord {
+                listener: "dsn".into(),
+                rule: format!("failure of {}", message.id),
+                relay: self.node.clone(),
+                accepted_at_ms: now,
+                ..Default::default()
+            }),
+            trace: message.record.trace.clone(),
+            size: report.body.len() as u64,
+            sha256: Sha256::digest(&report.body).to_vec().into(),
+            chunks: 0,
+            expires_at_ms: now.saturating_add(schedule.lifetime_ms),
+        };
+        Some((op, report.body))
+    }
+
+    /// The first octets of the message, up to the limit: the builder takes the header from them.
+    fn header(&self, group: &Group, message: &StoredMessage) -> Bytes {
+        let mut out = BytesMut::new();
+        for part in &message.record.body {
+            if out.len() >= HEADER_LIMIT {
+                break;
+            }
+            match group.store().read_body(part.log_index) {
+                Ok(Some(b)) => out.extend_from_slice(b.get(..HEADER_LIMIT.min(b.len())).unwrap_or(&b)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        out.truncate(HEADER_LIMIT);
+        out.freeze()
+    }
+
+    /// Ends a message whose time is up: its waiting recipients fail, with one report.
+    pub(crate) async fn expire(&self, id: MessageId) {
+        let Some(group) = self.group_of(id) else { return };
+        let Ok(Some(message)) = block_in_place(|| queries::message(&group.store().reader(), id)) else { return };
+        let results: Vec<v1::RecipientResult> = message
+            .recipients
+            .iter()
+            .enumerate()
+            .filter(|(_, r)| r.state() == State::Waiting)
+            .map(|(n, r)| v1::RecipientResult {
+                recipient: u32::try_from(n).unwrap_or(u32::MAX),
+                outcome: Outcome::Failed.into(),
+                reply: Some(expired_reply(r.last_reply.clone(), false)),
+                tls: r.last_tls.clone(),
+                retry_at_ms: 0,
+                expired: true,
+            })
+            .collect();
+        if self.commit(&group, &message, 0, results).await == Some(true) {
+            tracing::info!(message = %id, "message expired");
+        }
+    }
+
+    async fn renew(&self, relay: &str, renew: v1::Renew) -> Vec<v1::RenewAck> {
+        let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+        let mut by_group: std::collections::BTreeMap<_, Vec<v1::LeaseRef>> = Default::default();
+        for l in renew.leases {
+            if let Ok(id) = message_id("renew.id", &l.id) {
+                by_group.entry(id.shard().group()).or_default().push(l);
+            }
+        }
+        let mut acks = Vec::new();
+        for (group, leases) in by_group {
+            let Some(group) = self.groups.group(group) else { continue };
+            let started = tokio::time::Instant::now();
+            let op = Op::Renew(v1::RenewOp {
+                holder: relay.to_owned(),
+                until_ms: now_ms().saturating_add(lease_ms),
+                leases: leases.clone(),
+            });
+            let Ok(committed) = group.propose(op, Bytes::new()).await else { continue };
+            let Some(Answer::Counted(counted)) = committed.reply.result else { continue };
+            let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            acks.extend(leases.into_iter().map(|l| {
+                let held = counted.accepted.contains(&l);
+                v1::RenewAck { id: l.id, epoch: l.epoch, lease_ms: if held { lease_ms.saturating_sub(spent) } else { 0 } }
+            }));
+        }
+        acks
+    }
+
+    async fn give_back(&self, give_back: v1::Return) {
+        let mut by_group: std::collections::BTreeMap<_, Vec<v1::LeaseRef>> = Default::default();
+        for l in give_back.leases {
+            if let Ok(id) = message_id("return.id", &l.id) {
+                by_group.entry(id.shard().group()).or_default().push(l);
+            }
+        }
+        for (group, leases) in by_group {
+            let Some(group) = self.groups.group(group) else { continue };
+            if let Err(e) = group.propose(Op::Release(v1::ReleaseOp { leases }), Bytes::new()).await {
+                tracing::debug!(error = %e, "leases not given back: they run out by themselves");
+            }
+        }
+    }
+}
+
+/// The last reply, made permanent: X.4.7 delivery time expired, or the TLS failure's own detail (X.7.4, X.7.5).
+fn expired_reply(last: Option<v1::Reply>, tls_caused: bool) -> v1::Reply {
+    let mut reply = last.unwrap_or_default();
+    let detail = reply.enhanced.strip_prefix("4.").map(str::to_owned);
+    reply.enhanced = match detail {
+        Some(d) if tls_caused => format!("5.{d}"),
+        _ => "5.4.7".to_owned(),
+    };
+    reply.text = sanitize(format!("delivery time expired; last: {} {}", reply.code, reply.text).as_bytes(), 400);
+    reply.code = 0;
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiry_is_5_4_7_unless_tls_was_the_cause() {
+        let last = |e: &str| Some(v1::Reply { code: 451, enhanced: e.into(), text: "later".into(), remote: String::new() });
+        assert_eq!(expired_reply(last("4.2.0"), false).enhanced, "5.4.7");
+        assert_eq!(expired_reply(last("4.7.5"), true).enhanced, "5.7.5");
+        assert_eq!(expired_reply(None, true).enhanced, "5.4.7");
+    }
+}

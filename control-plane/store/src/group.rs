@@ -1,0 +1,254 @@
+//! The log of one group, and its state machine's storage.
+use crate::{
+    error::StoreError,
+    layout::{BODY, BODY_GC, LOG, META, Meta, frame, index_key, key_index, meta_key, unframe},
+    log::{
+        LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry, decode_position, encode_entry_prefix,
+        encode_position, encode_vote, read_vote,
+    },
+    store::Core,
+    syncer::{Flushed, Wrote},
+    transaction::{Applied, ApplyTxn, Reader},
+};
+use bytes::Bytes;
+use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
+use sealane_types::GroupId;
+use std::sync::{Arc, Mutex, mpsc};
+
+/// Log entries deleted in one batch.
+const PURGE_BATCH: u64 = 1000;
+
+#[derive(Debug)]
+pub(crate) struct GroupShared {
+    pub(crate) id: GroupId,
+    /// Held while a purge or an apply decides whether a body is still needed.
+    pub(crate) bodies: Mutex<()>,
+}
+
+impl GroupShared {
+    pub(crate) fn new(id: GroupId) -> Self {
+        Self { id, bodies: Mutex::new(()) }
+    }
+}
+
+/// One group of a [`crate::Store`]. Calls are synchronous; reads see all writes that returned.
+#[derive(Debug, Clone)]
+pub struct GroupStore {
+    pub(crate) core: Arc<Core>,
+    pub(crate) shared: Arc<GroupShared>,
+}
+
+impl GroupStore {
+    pub(crate) fn id(&self) -> GroupId {
+        self.shared.id
+    }
+
+    pub(crate) fn meta(&self, field: Meta) -> Result<Option<Bytes>, StoreError> {
+        self.core.get(META, &meta_key(self.id(), field))
+    }
+
+    pub(crate) fn put_meta(&self, batch: &mut WriteBatch, field: Meta, payload: &[u8]) {
+        batch.put_cf(self.core.cf(META), meta_key(self.id(), field), frame(&[payload]));
+    }
+
+    // ---- log
+
+    /// Both ends of the log.
+    pub fn log_state(&self) -> Result<LogState, StoreError> {
+        let purged = self.purged()?;
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(index_key(self.id(), 0).to_vec());
+        let end = index_key(self.id(), u64::MAX);
+        let mut rows = self.core.db.iterator_cf_opt(self.core.cf(LOG), options, IteratorMode::From(&end, Direction::Reverse));
+        let last = match rows.next().transpose()? {
+            Some((key, value)) if key_index(self.id(), &key).is_some() => {
+                let (entry, _) = decode_entry(unframe(LOG, &key, value.into())?)?;
+                (purged < Some(entry.position)).then_some(entry.position)
+            }
+            _ => None,
+        };
+        Ok(LogState { purged, last })
+    }
+
+    fn purged(&self) -> Result<Option<LogPosition>, StoreError> {
+        self.meta(Meta::Purged)?.map(decode_position).transpose()
+    }
+
+    /// Writes entries (readable when this returns); `done` runs when they are synced.
+    pub fn append(&self, entries: Vec<StoredEntry>, done: Flushed) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        let mut wrote = Wrote::Nothing;
+        for e in &entries {
+            let key = index_key(self.id(), e.position.index);
+            let prefix = encode_entry_prefix(e);
+            let header: &[u8] = match &e.payload {
+                StoredPayload::Blank => &[],
+                StoredPayload::Membership(b) => b,
+                StoredPayload::Command { header, body } => {
+                    if !body.is_empty() {
+                        batch.put_cf(self.core.cf(BODY), key, frame(&[body]));
+                    }
+                    header
+                }
+            };
+            batch.put_cf(self.core.cf(LOG), key, frame(&[&prefix, header]));
+            wrote = Wrote::Log(e.position);
+        }
+        self.core.write(&batch)?;
+        self.core.syncer.submit(self.id(), wrote, done);
+        Ok(())
+    }
+
+    /// Writes the vote through the same sync; `done` runs when it is durable.
+    pub fn save_vote(&self, vote: VoteRecord, done: Flushed) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        self.put_meta(&mut batch, Meta::Vote, &encode_vote(vote));
+        self.core.write(&batch)?;
+        self.core.syncer.submit(self.id(), Wrote::Vote(vote), done);
+        Ok(())
+    }
+
+    /// The last saved vote.
+    pub fn read_vote(&self) -> Result<Option<VoteRecord>, StoreError> {
+        self.meta(Meta::Vote)?.map(|b| read_vote(&mut crate::layout::Fields::new(META, b))).transpose()
+    }
+
+    /// Remembers the committed position, unsynced: a hint after a restart.
+    pub fn save_committed(&self, committed: Option<LogPosition>) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        match committed {
+            Some(p) => self.put_meta(&mut batch, Meta::Committed, &encode_position(p)),
+            None => batch.delete_cf(self.core.cf(META), meta_key(self.id(), Meta::Committed)),
+        }
+        self.core.write(&batch)
+    }
+
+    /// The remembered committed position.
+    pub fn read_committed(&self) -> Result<Option<LogPosition>, StoreError> {
+        self.meta(Meta::Committed)?.map(decode_position).transpose()
+    }
+
+    /// Entries of `start..end` with their bodies; stops before exceeding `max_bytes`, but returns at least one if there is one.
+    pub fn read_entries(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<StoredEntry>, StoreError> {
+        let mut out = Vec::new();
+        if start >= end {
+            return Ok(out);
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(index_key(self.id(), end).to_vec());
+        let from = index_key(self.id(), start);
+        let rows = self.core.db.iterator_cf_opt(self.core.cf(LOG), options, IteratorMode::From(&from, Direction::Forward));
+        let mut size = 0usize;
+        for row in rows {
+            let (key, value) = row?;
+            let Some(index) = key_index(self.id(), &key) else { break };
+            let (mut entry, body_len) = decode_entry(unframe(LOG, &key, value.to_vec())?)?;
+            let expected = out.last().map_or(start, |e: &StoredEntry| e.position.index + 1);
+            if index != expected || entry.position.index != index {
+                return Err(StoreError::Corrupt {
+                    family: LOG,
+                    key: crate::layout::hex(&key),
+                    reason: format!("a hole: expected index {expected}"),
+                });
+            }
+            size = size.saturating_add(value.len()).saturating_add(usize::try_from(body_len).unwrap_or(usize::MAX));
+            if size > max_bytes && !out.is_empty() {
+                break;
+            }
+            if body_len > 0
+                && let StoredPayload::Command { body, .. } = &mut entry.payload
+            {
+                let stored = self.read_body(index)?.filter(|b| b.len() as u64 == u64::from(body_len));
+                *body = stored.ok_or_else(|| StoreError::Corrupt {
+                    family: BODY,
+                    key: crate::layout::hex(&key),
+                    reason: "the body of an unpurged entry is missing".into(),
+                })?;
+            }
+            out.push(entry);
+        }
+        Ok(out)
+    }
+
+    /// Drops entries after `index` (all, if `None`) with their bodies.
+    pub fn truncate_after(&self, index: Option<u64>) -> Result<(), StoreError> {
+        // What is queued still raises the high-water mark: it goes first.
+        let (tx, rx) = mpsc::channel();
+        self.core.syncer.submit(self.id(), Wrote::Nothing, Box::new(move |r| drop(tx.send(r))));
+        rx.recv().map_err(|_| StoreError::Poisoned("syncer stopped".into()))??;
+        let keep = match index {
+            Some(i) => self.read_entries(i, i + 1, 0)?.first().map(|e| e.position).or(self.purged()?),
+            None => None,
+        };
+        self.core.hwm.lock().expect("no panic while held").lower(self.id(), keep)?;
+        let start = index_key(self.id(), index.map_or(0, |i| i + 1));
+        let end = index_key(self.id(), u64::MAX);
+        let mut batch = WriteBatch::default();
+        for family in [LOG, BODY, BODY_GC] {
+            batch.delete_range_cf(self.core.cf(family), start, end);
+        }
+        self.core.write(&batch)
+    }
+
+    /// Drops entries up to `upto`, and those of their bodies that nothing refers to. Point deletes (P12), in batches
+    /// that each leave a consistent log (P10).
+    pub fn purge(&self, upto: LogPosition) -> Result<(), StoreError> {
+        let _guard = self.shared.bodies.lock().expect("no panic while held");
+        let mut next = self.purged()?.map_or(0, |p| p.index + 1);
+        if self.purged()?.is_some_and(|p| p >= upto) {
+            return Ok(());
+        }
+        while next <= upto.index {
+            let last = upto.index.min(next + PURGE_BATCH - 1);
+            let position = if last == upto.index { Some(upto) } else { self.position_at(last)? };
+            let mut batch = WriteBatch::default();
+            // A batch that ends in a hole (after a snapshot) is marked by the next one.
+            if let Some(p) = position {
+                self.put_meta(&mut batch, Meta::Purged, &encode_position(p));
+            }
+            for index in next..=last {
+                let key = index_key(self.id(), index);
+                batch.delete_cf(self.core.cf(LOG), key);
+                if self.core.db.get_pinned_cf(self.core.cf(BODY_GC), key)?.is_some() {
+                    batch.delete_cf(self.core.cf(BODY), key);
+                    batch.delete_cf(self.core.cf(BODY_GC), key);
+                }
+            }
+            self.core.write(&batch)?;
+            next = last + 1;
+        }
+        Ok(())
+    }
+
+    fn position_at(&self, index: u64) -> Result<Option<LogPosition>, StoreError> {
+        let key = index_key(self.id(), index);
+        let value = self.core.get(LOG, &key)?;
+        value.map(|b| Ok(decode_entry(b)?.0.position)).transpose()
+    }
+
+    // ---- state machine
+
+    /// Position and membership of the last applied entry.
+    pub fn applied(&self) -> Result<Applied, StoreError> {
+        self.meta(Meta::Applied)?.map_or_else(|| Ok(Applied::default()), Applied::decode)
+    }
+
+    /// A batch of changes to the state machine.
+    pub fn transaction(&self) -> ApplyTxn {
+        ApplyTxn::new(self.clone())
+    }
+
+    /// Reads the state machine.
+    pub fn reader(&self) -> Reader {
+        Reader { group: self.clone() }
+    }
+
+    /// The body of an entry.
+    pub fn read_body(&self, log_index: u64) -> Result<Option<Bytes>, StoreError> {
+        self.core.get(BODY, &index_key(self.id(), log_index))
+    }
+
+    pub(crate) fn is_purged(&self, index: u64) -> Result<bool, StoreError> {
+        Ok(self.purged()?.is_some_and(|p| index <= p.index))
+    }
+}

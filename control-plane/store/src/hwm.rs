@@ -1,0 +1,134 @@
+//! The high-water mark: a small file beside the database that remembers how far votes and logs were synced.
+//!
+//! If the database is behind it, the volume forgot what this node had promised to others (an old
+//! copy was put back, or synced data was lost): the node must not vote. Two slots, written in turn,
+//! each with sequence number and CRC, so that a torn write leaves the other.
+use crate::{
+    error::StoreError,
+    layout::Fields,
+    log::{LogPosition, VoteRecord, encode_position, encode_vote, read_position, read_vote},
+    syncer::Wrote,
+};
+use bytes::Bytes;
+use sealane_types::GroupId;
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+const SLOT: u64 = 32 << 10;
+const MAGIC: &[u8; 4] = b"SLHW";
+/// How often the file is written at most.
+const EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) vote: Option<VoteRecord>,
+    pub(crate) last: Option<LogPosition>,
+}
+
+#[derive(Debug)]
+pub(crate) struct HighWater {
+    file: File,
+    sequence: u64,
+    pub(crate) marks: BTreeMap<GroupId, Mark>,
+    written: Instant,
+}
+
+impl HighWater {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let newest = [0, SLOT].into_iter().filter_map(|at| read_slot(&file, at)).max_by_key(|(seq, _)| *seq);
+        let (sequence, marks) = newest.unwrap_or_default();
+        Ok(Self { file, sequence, marks, written: Instant::now() })
+    }
+
+    /// Notes what a sync covered; writes the file when it is old.
+    pub(crate) fn note(&mut self, writes: impl Iterator<Item = (GroupId, Wrote)>) {
+        for (group, wrote) in writes {
+            let mark = self.marks.entry(group).or_default();
+            match wrote {
+                Wrote::Log(p) => mark.last = Some(p),
+                Wrote::Vote(v) => mark.vote = Some(v),
+                Wrote::Nothing => {}
+            }
+        }
+        if self.written.elapsed() >= EVERY
+            && let Err(e) = self.write(false)
+        {
+            tracing::warn!(error = %e, "high-water mark not written");
+        }
+    }
+
+    /// A truncation makes the log legitimately shorter: remembered durably before it happens.
+    pub(crate) fn lower(&mut self, group: GroupId, last: Option<LogPosition>) -> Result<(), StoreError> {
+        self.marks.entry(group).or_default().last = last;
+        self.write(true)
+    }
+
+    pub(crate) fn write(&mut self, sync: bool) -> Result<(), StoreError> {
+        self.sequence += 1;
+        let mut payload = Vec::new();
+        for (group, m) in &self.marks {
+            payload.extend_from_slice(&group.0.to_be_bytes());
+            payload.push(u8::from(m.vote.is_some()));
+            payload.extend_from_slice(&encode_vote(m.vote.unwrap_or(VoteRecord { term: 0, node: 0, committed: false })));
+            payload.push(u8::from(m.last.is_some()));
+            payload.extend_from_slice(&encode_position(m.last.unwrap_or(LogPosition { term: 0, node: 0, index: 0 })));
+        }
+        let mut slot = Vec::with_capacity(payload.len() + 20);
+        slot.extend_from_slice(MAGIC);
+        slot.extend_from_slice(&self.sequence.to_be_bytes());
+        slot.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
+        slot.extend_from_slice(&payload);
+        slot.extend_from_slice(&crc32c::crc32c(&slot).to_be_bytes());
+        self.file.write_all_at(&slot, (self.sequence % 2) * SLOT)?;
+        if sync {
+            self.file.sync_data()?;
+        }
+        self.written = Instant::now();
+        Ok(())
+    }
+
+    /// Refuses a volume whose recovered vote or log is behind the mark.
+    pub(crate) fn check(&self, group: GroupId, vote: Option<VoteRecord>, last: Option<LogPosition>) -> Result<(), StoreError> {
+        let Some(mark) = self.marks.get(&group) else { return Ok(()) };
+        let lost = |what| Err(StoreError::Lost { group: group.0, what });
+        if vote < mark.vote {
+            return lost(format!("its vote (has {vote:?}, had {:?})", mark.vote));
+        }
+        if vote == mark.vote && last < mark.last {
+            return lost(format!("log entries (has {last:?}, had {:?})", mark.last));
+        }
+        Ok(())
+    }
+}
+
+fn read_slot(file: &File, at: u64) -> Option<(u64, BTreeMap<GroupId, Mark>)> {
+    let mut head = [0; 16];
+    file.read_exact_at(&mut head, at).ok()?;
+    let (magic, rest) = head.split_at(4);
+    (magic == MAGIC).then_some(())?;
+    let sequence = u64::from_be_bytes(rest[..8].try_into().ok()?);
+    let len = u32::from_be_bytes(rest[8..].try_into().ok()?);
+    (u64::from(len) < SLOT - 20).then_some(())?;
+    let mut body = vec![0; usize::try_from(len).ok()? + 4];
+    file.read_exact_at(&mut body, at + 16).ok()?;
+    let crc = body.split_off(body.len() - 4);
+    let computed = crc32c::crc32c_append(crc32c::crc32c(&head), &body);
+    (crc == computed.to_be_bytes()).then_some(())?;
+    let mut marks = BTreeMap::new();
+    for row in body.chunks_exact(47) {
+        let mut f = Fields::new("hwm", Bytes::copy_from_slice(row));
+        let group = GroupId(f.u32().ok()?);
+        let has_vote = f.u8().ok()? == 1;
+        let vote = read_vote(&mut f).ok()?;
+        let has_last = f.u8().ok()? == 1;
+        let last = read_position(&mut f).ok()?;
+        marks.insert(group, Mark { vote: has_vote.then_some(vote), last: has_last.then_some(last) });
+    }
+    Some((sequence, marks))
+}

@@ -1,0 +1,174 @@
+//! The state machine's tables on RocksDB.
+use crate::{
+    error::StoreError,
+    group::GroupStore,
+    layout::{BODY, BODY_GC, Fields, META, Meta, SM, frame, index_key, put_bytes, sm_key, unframe},
+    log::{LogPosition, encode_position, read_position},
+};
+use bytes::Bytes;
+use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
+use sealane_state::{ReadTables, Table, TableError, WriteTables};
+use std::collections::BTreeMap;
+
+/// How far the state machine is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Last applied entry.
+    pub last: Option<LogPosition>,
+    /// Entry that made the membership.
+    pub membership_at: Option<LogPosition>,
+    /// Encoded membership; opaque here.
+    pub membership: Bytes,
+}
+
+impl Applied {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for p in [self.last, self.membership_at] {
+            out.push(u8::from(p.is_some()));
+            out.extend_from_slice(&encode_position(p.unwrap_or(LogPosition { term: 0, node: 0, index: 0 })));
+        }
+        put_bytes(&mut out, &self.membership);
+        out
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, StoreError> {
+        let mut f = Fields::new(META, bytes);
+        let mut position = || -> Result<Option<LogPosition>, StoreError> {
+            let some = f.u8()? == 1;
+            let p = read_position(&mut f)?;
+            Ok(some.then_some(p))
+        };
+        Ok(Self { last: position()?, membership_at: position()?, membership: f.bytes()? })
+    }
+}
+
+/// Reads the state machine of a group as it is now.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    pub(crate) group: GroupStore,
+}
+
+fn table_error(table: Table, e: StoreError) -> TableError {
+    TableError { table, reason: e.to_string() }
+}
+
+impl Reader {
+    fn rows(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let core = &self.group.core;
+        let from = sm_key(self.group.id(), table as u8, start);
+        let upper = if end.is_empty() {
+            sm_key(self.group.id(), table as u8 + 1, b"")
+        } else {
+            sm_key(self.group.id(), table as u8, end)
+        };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(upper);
+        let rows = core.db.iterator_cf_opt(core.cf(SM), options, IteratorMode::From(&from, Direction::Forward));
+        let mut out = Vec::new();
+        for row in rows.take(limit) {
+            let (key, value) = row?;
+            let value = unframe(SM, &key, value.into_vec())?;
+            out.push((Bytes::from(key.into_vec()).slice(5..), value));
+        }
+        Ok(out)
+    }
+}
+
+impl ReadTables for Reader {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let key = sm_key(self.group.id(), table as u8, key);
+        self.group.core.get(SM, &key).map_err(|e| table_error(table, e))
+    }
+
+    fn scan(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, TableError> {
+        self.rows(table, start, end, limit).map_err(|e| table_error(table, e))
+    }
+}
+
+/// Changes of a run of entries: read-your-writes, then one batch.
+#[derive(Debug)]
+pub struct ApplyTxn {
+    reader: Reader,
+    overlay: BTreeMap<(Table, Vec<u8>), Option<Bytes>>,
+    released: Vec<u64>,
+    applied: Option<Applied>,
+}
+
+impl ApplyTxn {
+    pub(crate) fn new(group: GroupStore) -> Self {
+        Self { reader: group.reader(), overlay: BTreeMap::new(), released: Vec::new(), applied: None }
+    }
+
+    /// The position that the changes lead to.
+    pub fn set_applied(&mut self, applied: Applied) {
+        self.applied = Some(applied);
+    }
+
+    /// Writes everything in one batch, unsynced.
+    pub fn commit(self) -> Result<(), StoreError> {
+        let group = &self.reader.group;
+        let core = &group.core;
+        let mut batch = WriteBatch::default();
+        for ((table, key), value) in &self.overlay {
+            let key = sm_key(group.id(), *table as u8, key);
+            match value {
+                Some(v) => batch.put_cf(core.cf(SM), key, frame(&[v])),
+                None => batch.delete_cf(core.cf(SM), key),
+            }
+        }
+        if let Some(applied) = &self.applied {
+            group.put_meta(&mut batch, Meta::Applied, &applied.encode());
+        }
+        let _guard = group.shared.bodies.lock().expect("no panic while held");
+        for index in self.released {
+            let key = index_key(group.id(), index);
+            if group.is_purged(index)? {
+                batch.delete_cf(core.cf(BODY), key);
+            } else {
+                batch.put_cf(core.cf(BODY_GC), key, b"");
+            }
+        }
+        core.write(&batch)
+    }
+}
+
+impl ReadTables for ApplyTxn {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        match self.overlay.get(&(table, key.to_vec())) {
+            Some(v) => Ok(v.clone()),
+            None => self.reader.get(table, key),
+        }
+    }
+
+    fn scan(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, TableError> {
+        let ours: Vec<(&Vec<u8>, &Option<Bytes>)> = self
+            .overlay
+            .range((table, start.to_vec())..)
+            .take_while(|((t, k), _)| *t == table && (end.is_empty() || k.as_slice() < end))
+            .map(|((_, k), v)| (k, v))
+            .collect();
+        // Each of our rows hides or adds at most one.
+        let stored = self.reader.scan(table, start, end, limit.saturating_add(ours.len()))?;
+        let mut rows: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
+        for (k, v) in ours {
+            match v {
+                Some(v) => drop(rows.insert(Bytes::copy_from_slice(k), v.clone())),
+                None => drop(rows.remove(k.as_slice())),
+            }
+        }
+        Ok(rows.into_iter().take(limit).collect())
+    }
+}
+
+impl WriteTables for ApplyTxn {
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.overlay.insert((table, key.to_vec()), Some(Bytes::copy_from_slice(value)));
+    }
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.overlay.insert((table, key.to_vec()), None);
+    }
+    fn release_body(&mut self, log_index: u64) {
+        self.released.push(log_index);
+    }
+}
