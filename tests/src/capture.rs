@@ -25,11 +25,17 @@ impl Capture {
     /// # Errors
     /// When tcpdump is missing or may not capture (it needs root).
     pub async fn start(folder: &Path, ports: &[u16]) -> Result<Self> {
-        let program = tools::find("tcpdump").context("tcpdump is missing (make test installs it)")?;
+        let program =
+            tools::find("tcpdump").context("tcpdump is missing (make test installs it)")?;
         let (file, log) = (folder.join("capture.pcap"), folder.join("tcpdump.log"));
-        let filter: Vec<String> = ports.iter().map(|port| format!("tcp port {port}")).collect();
+        let filter: Vec<String> = ports
+            .iter()
+            .map(|port| format!("tcp port {port}"))
+            .collect();
         let child = Command::new(program)
-            .args(["-i", "lo", "-s", "0", "-B", "65536", "-U", "-Z", "root", "-w"])
+            .args([
+                "-i", "lo", "-s", "0", "-B", "65536", "-U", "-Z", "root", "-w",
+            ])
             .arg(&file)
             .arg(filter.join(" or "))
             .stdin(Stdio::null())
@@ -37,7 +43,11 @@ impl Capture {
             .stderr(fs::File::create(&log)?)
             .spawn()
             .context("starting tcpdump")?;
-        let capture = Self { process: Running::new(child), file, log };
+        let capture = Self {
+            process: Running::new(child),
+            file,
+            log,
+        };
         wait::until("tcpdump listening", Duration::from_secs(10), || async {
             let said = fs::read_to_string(&capture.log)?;
             ensure!(said.contains("listening on"), "{said}");
@@ -61,7 +71,10 @@ impl Capture {
         })
         .await?;
         let said = fs::read_to_string(&self.log)?;
-        ensure!(said.contains("\n0 packets dropped by kernel"), "incomplete capture: {said}");
+        ensure!(
+            said.contains("\n0 packets dropped by kernel"),
+            "incomplete capture: {said}"
+        );
         Ok(fs::read(&self.file)?)
     }
 }
@@ -69,5 +82,8 @@ impl Capture {
 /// How often `needle` (ASCII, any case) occurs in `octets`.
 #[must_use]
 pub fn occurrences(octets: &[u8], needle: &str) -> usize {
-    octets.windows(needle.len()).filter(|window| window.eq_ignore_ascii_case(needle.as_bytes())).count()
+    octets
+        .windows(needle.len())
+        .filter(|window| window.eq_ignore_ascii_case(needle.as_bytes()))
+        .count()
 }

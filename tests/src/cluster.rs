@@ -136,9 +136,16 @@ impl Builder {
         let outcome = cluster.come_up(&self).await;
         if let Err(error) = outcome {
             let kept = cluster.keep_folder();
-            return Err(error.context(format!("cluster did not start; see {}", kept.join("log").display())));
+            return Err(error.context(format!(
+                "cluster did not start; see {}",
+                kept.join("log").display()
+            )));
         }
-        println!("cluster up after {:.1} s in {}", began.elapsed().as_secs_f32(), cluster.layout.root.display());
+        println!(
+            "cluster up after {:.1} s in {}",
+            began.elapsed().as_secs_f32(),
+            cluster.layout.root.display()
+        );
         Ok(cluster)
     }
 
@@ -153,7 +160,14 @@ impl Builder {
         layout.write()?;
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let sink = Sink::start(SinkConfig::at(anywhere, folder.path().join("sink"))).await?;
-        Ok(Cluster { layout, sink, processes: BTreeMap::new(), folder: Some(folder), passed: false, _turn: turn })
+        Ok(Cluster {
+            layout,
+            sink,
+            processes: BTreeMap::new(),
+            folder: Some(folder),
+            passed: false,
+            _turn: turn,
+        })
     }
 }
 
@@ -177,7 +191,8 @@ impl Cluster {
         }
         self.control_plane_ready(START).await?;
         let next_hop = builder.next_hop.unwrap_or(self.sink.address());
-        self.apply_policy(&policy::demo(next_hop, &builder.delays)).await?;
+        self.apply_policy(&policy::demo(next_hop, &builder.delays))
+            .await?;
         for relay in self.layout.relays.clone() {
             self.ready(&relay.name, START).await?;
         }
@@ -191,7 +206,9 @@ impl Cluster {
     }
 
     fn running(&self, name: &str) -> Result<&Running> {
-        self.processes.get(name).with_context(|| format!("{name} does not run"))
+        self.processes
+            .get(name)
+            .with_context(|| format!("{name} does not run"))
     }
 
     /// # Errors
@@ -214,8 +231,15 @@ impl Cluster {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self, name: &str) -> Result<()> {
-        let mut running = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
-        ensure!(running.try_wait()?.is_none(), "{name} had ended by itself: {}", self.tail(name));
+        let mut running = self
+            .processes
+            .remove(name)
+            .with_context(|| format!("{name} does not run"))?;
+        ensure!(
+            running.try_wait()?.is_none(),
+            "{name} had ended by itself: {}",
+            self.tail(name)
+        );
         running.kill_and_reap();
         Ok(())
     }
@@ -225,15 +249,26 @@ impl Cluster {
     /// # Errors
     /// When it does not end within `limit`, or ends with a failure.
     pub async fn terminate(&mut self, name: &str, limit: Duration) -> Result<()> {
-        let mut running = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
+        let mut running = self
+            .processes
+            .remove(name)
+            .with_context(|| format!("{name} does not run"))?;
         running.signal(Signal::SIGTERM);
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = running.try_wait()? {
-                ensure!(status.success(), "{name} ended with {status}: {}", self.tail(name));
+                ensure!(
+                    status.success(),
+                    "{name} ended with {status}: {}",
+                    self.tail(name)
+                );
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{name} did not end within {limit:?}: {}", self.tail(name));
+            ensure!(
+                Instant::now() < deadline,
+                "{name} did not end within {limit:?}: {}",
+                self.tail(name)
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -268,7 +303,10 @@ impl Cluster {
     pub fn tail(&self, name: &str) -> String {
         let text = self.log(name);
         let lines: Vec<&str> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+        lines
+            .get(lines.len().saturating_sub(15)..)
+            .unwrap_or_default()
+            .join("\n")
     }
 
     /// The whole log of a process.
@@ -282,8 +320,14 @@ impl Cluster {
     /// # Errors
     /// When it does not in time.
     pub async fn ready(&mut self, name: &str, limit: Duration) -> Result<()> {
-        let address = self.layout.metrics(name).with_context(|| format!("no process is called {name}"))?;
-        let outcome = wait::until(&format!("{name} ready"), limit, || http_ok(address, "/readyz")).await;
+        let address = self
+            .layout
+            .metrics(name)
+            .with_context(|| format!("no process is called {name}"))?;
+        let outcome = wait::until(&format!("{name} ready"), limit, || {
+            http_ok(address, "/readyz")
+        })
+        .await;
         self.all_alive()?;
         outcome.with_context(|| self.tail(name))
     }
@@ -356,7 +400,10 @@ impl Cluster {
     /// All listeners.
     #[must_use]
     pub fn all_targets(&self) -> Vec<Target> {
-        [Kind::Mx, Kind::Submission, Kind::Submissions].into_iter().flat_map(|kind| self.targets(kind)).collect()
+        [Kind::Mx, Kind::Submission, Kind::Submissions]
+            .into_iter()
+            .flat_map(|kind| self.targets(kind))
+            .collect()
     }
 
     /// The test passed: every process still has to run, then all are killed and the folder goes.
@@ -370,7 +417,9 @@ impl Cluster {
     }
 
     fn keep_folder(&mut self) -> PathBuf {
-        self.folder.take().map_or_else(|| self.layout.root.clone(), TempDir::keep)
+        self.folder
+            .take()
+            .map_or_else(|| self.layout.root.clone(), TempDir::keep)
     }
 }
 
@@ -378,7 +427,10 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.processes.clear();
         if !self.passed || std::env::var_os("SEALANE_KEEP").is_some() {
-            println!("logs and configuration stay in {}", self.keep_folder().display());
+            println!(
+                "logs and configuration stay in {}",
+                self.keep_folder().display()
+            );
         }
     }
 }
@@ -398,33 +450,51 @@ pub async fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
 pub async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
     let asking = async {
         let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         anyhow::Ok(answer)
     };
     let answer = tokio::time::timeout(Duration::from_secs(2), asking).await??;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {}", answer.lines().next().unwrap_or("empty answer"));
+    ensure!(
+        answer.starts_with("HTTP/1.1 200"),
+        "{path}: {}",
+        answer.lines().next().unwrap_or("empty answer")
+    );
     Ok(answer)
 }
 
 /// Whether every group has a leader and three voters (or as many as there are nodes).
-fn settled(layout: &Layout) -> Result<()> {
+///
+/// # Errors
+/// Says which group has not.
+pub(crate) fn settled(layout: &Layout) -> Result<()> {
     let status = layout.admin_json(&["cluster", "status"])?;
     let groups = groups(&status)?;
-    ensure!(groups.len() as u64 == u64::from(layout.settings.shards) + 1, "{} groups", groups.len());
+    ensure!(
+        groups.len() as u64 == u64::from(layout.settings.shards) + 1,
+        "{} groups",
+        groups.len()
+    );
     let voters = layout.control_planes.len().min(3);
     for group in groups {
         ensure!(number(group, "leader") != 0, "no leader: {group}");
-        let known = group.get("voters").and_then(Value::as_array).map_or(0, Vec::len);
+        let known = group
+            .get("voters")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
         ensure!(known >= voters, "{known} voters: {group}");
     }
     Ok(())
 }
 
 fn groups(status: &Value) -> Result<&Vec<Value>> {
-    status.get("groups").and_then(Value::as_array).with_context(|| format!("no groups in {status}"))
+    status
+        .get("groups")
+        .and_then(Value::as_array)
+        .with_context(|| format!("no groups in {status}"))
 }
 
 /// A number of a JSON object; JSON mappings of protobuf may write 64-bit numbers as strings.
@@ -446,16 +516,30 @@ fn leader_and_follower(layout: &Layout, group: u64) -> Result<(String, String)> 
     let leader = number(entry, "leader");
     ensure!(leader != 0, "group {group} has no leader");
     let nodes = layout.admin_json(&["node", "list"])?;
-    let list = nodes.as_array().or_else(|| nodes.get("nodes").and_then(Value::as_array)).context("nodes")?;
+    let list = nodes
+        .as_array()
+        .or_else(|| nodes.get("nodes").and_then(Value::as_array))
+        .context("nodes")?;
     let mut found = (None, None);
     for node in list {
-        let id = ["nodeId", "node_id", "id"].iter().map(|key| number(node, key)).max().unwrap_or(0);
-        let name = node.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let id = ["nodeId", "node_id", "id"]
+            .iter()
+            .map(|key| number(node, key))
+            .max()
+            .unwrap_or(0);
+        let name = node
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         if id == leader {
             found.0 = Some(name);
         } else if id != 0 {
             found.1 = Some(name);
         }
     }
-    Ok((found.0.context("leader's name")?, found.1.context("a follower's name")?))
+    Ok((
+        found.0.context("leader's name")?,
+        found.1.context("a follower's name")?,
+    ))
 }

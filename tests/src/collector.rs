@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use data_encoding::HEXLOWER;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -52,12 +56,19 @@ impl Collector {
         let spans = Spans::default();
         let service = TraceServiceServer::new(Keeper(Arc::clone(&spans)));
         let task = tokio::spawn(async move {
-            let served = Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)).await;
+            let served = Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpIncoming::from(listener))
+                .await;
             if let Err(error) = served {
                 eprintln!("collector ended: {error}");
             }
         });
-        Ok(Self { address, spans, task })
+        Ok(Self {
+            address,
+            spans,
+            task,
+        })
     }
 
     /// What goes into `telemetry.otlpEndpoint`.
@@ -69,14 +80,21 @@ impl Collector {
     /// All spans so far.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        self.spans.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.spans
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
     }
 
     /// Waits until some trace satisfies `complete`; gives its spans.
     ///
     /// # Errors
     /// When none does in time; shows the traces there are.
-    pub async fn trace_with(&self, limit: Duration, complete: impl Fn(&[Span]) -> bool) -> Result<Vec<Span>> {
+    pub async fn trace_with(
+        &self,
+        limit: Duration,
+        complete: impl Fn(&[Span]) -> bool,
+    ) -> Result<Vec<Span>> {
         crate::wait::until("a complete trace", limit, || {
             let traces = self.traces();
             let found = traces.values().find(|spans| complete(spans)).cloned();
@@ -105,7 +123,11 @@ fn show(traces: &HashMap<String, Vec<Span>>) -> String {
     let mut traces: Vec<&Vec<Span>> = traces.values().collect();
     traces.sort_by_key(|spans| std::cmp::Reverse(spans.len()));
     let trees: Vec<String> = traces.iter().take(3).map(|spans| tree(spans)).collect();
-    format!("{} traces, the largest:\n{}", traces.len(), trees.join("--\n"))
+    format!(
+        "{} traces, the largest:\n{}",
+        traces.len(),
+        trees.join("--\n")
+    )
 }
 
 /// One trace as an indented tree; spans whose parent was not exported stand at the left.
@@ -121,7 +143,12 @@ pub fn tree(spans: &[Span]) -> String {
 }
 
 fn branch(spans: &[Span], span: &Span, depth: usize, out: &mut String) {
-    out.push_str(&format!("{}{} ({})\n", "  ".repeat(depth), span.name, span.instance));
+    out.push_str(&format!(
+        "{}{} ({})\n",
+        "  ".repeat(depth),
+        span.name,
+        span.instance
+    ));
     for child in spans.iter().filter(|other| other.parent == span.id) {
         branch(spans, child, depth + 1, out);
     }
@@ -136,13 +163,28 @@ impl TraceService for Keeper {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut kept = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         for resource in request.into_inner().resource_spans {
-            let about = attributes(resource.resource.map(|resource| resource.attributes).unwrap_or_default());
-            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            let about = attributes(
+                resource
+                    .resource
+                    .map(|resource| resource.attributes)
+                    .unwrap_or_default(),
+            );
+            for span in resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
                 kept.push(Span {
                     service: about.get("service.name").cloned().unwrap_or_default(),
-                    instance: about.get("service.instance.id").cloned().unwrap_or_default(),
+                    instance: about
+                        .get("service.instance.id")
+                        .cloned()
+                        .unwrap_or_default(),
                     name: span.name,
                     trace: HEXLOWER.encode(&span.trace_id),
                     id: HEXLOWER.encode(&span.span_id),
@@ -156,7 +198,9 @@ impl TraceService for Keeper {
 }
 
 fn attributes(list: Vec<KeyValue>) -> HashMap<String, String> {
-    list.into_iter().map(|pair| (pair.key, pair.value.map_or_else(String::new, text))).collect()
+    list.into_iter()
+        .map(|pair| (pair.key, pair.value.map_or_else(String::new, text)))
+        .collect()
 }
 
 fn text(value: AnyValue) -> String {

@@ -155,7 +155,11 @@ impl Layout {
 
     fn write_pki(&self) -> Result<()> {
         let dir = self.root.join("pki");
-        tools::run(Command::new(self.sealane()).args(["pki", "init", "--cluster", &self.cluster, "--dir"]).arg(&dir))?;
+        tools::run(
+            Command::new(self.sealane())
+                .args(["pki", "init", "--cluster", &self.cluster, "--dir"])
+                .arg(&dir),
+        )?;
         for node in &self.control_planes {
             self.issue("control", &node.name)?;
         }
@@ -176,7 +180,9 @@ impl Layout {
     pub fn issue(&self, role: &str, name: &str) -> Result<()> {
         let dir = self.root.join("pki");
         let mut command = Command::new(self.sealane());
-        command.args(["pki", "issue", "--role", role, "--name", name, "--dir"]).arg(&dir);
+        command
+            .args(["pki", "issue", "--role", role, "--name", name, "--dir"])
+            .arg(&dir);
         tools::run(&mut command).map(|_| ())
     }
 
@@ -190,7 +196,10 @@ impl Layout {
     }
 
     fn telemetry_yaml(&self) -> String {
-        let mut text = format!("telemetry:\n  logFormat: text\n  logFilter: {:?}\n", self.settings.log_filter);
+        let mut text = format!(
+            "telemetry:\n  logFormat: text\n  logFilter: {:?}\n",
+            self.settings.log_filter
+        );
         if let Some(endpoint) = &self.settings.otlp {
             let _infallible = writeln!(text, "  otlpEndpoint: {endpoint:?}");
         }
@@ -206,7 +215,10 @@ impl Layout {
             .filter(|other| other.name != node.name)
             .map(|other| format!("\"{}\"", other.listen))
             .collect();
-        let bootstrap = self.control_planes.first().is_some_and(|first| first.name == node.name);
+        let bootstrap = self
+            .control_planes
+            .first()
+            .is_some_and(|first| first.name == node.name);
         let replicas = if self.control_planes.len() >= 3 { 3 } else { 1 };
         format!(
             "name: {name}\nlisten: \"{listen}\"\nadvertise: \"{listen}\"\ndataDir: {data}\nhostname: {cluster}.example\n\
@@ -228,7 +240,11 @@ impl Layout {
     /// Configuration of a relay node.
     #[must_use]
     pub fn relay_yaml(&self, node: &Relay) -> String {
-        let control: Vec<String> = self.control_planes.iter().map(|node| format!("\"{}\"", node.listen)).collect();
+        let control: Vec<String> = self
+            .control_planes
+            .iter()
+            .map(|node| format!("\"{}\"", node.listen))
+            .collect();
         format!(
             "name: {name}\nhostname: {name}.{cluster}.example\nlisteners:\n  mx: \"{mx}\"\n  submission: \"{submission}\"\n  \
              submissions: \"{submissions}\"\ncertificate:\n  certificate: {certificate}\n  key: {key}\n{identity}\
@@ -262,12 +278,18 @@ impl Layout {
         } else if self.relays.iter().any(|node| node.name == name) {
             "relay-node"
         } else {
-            anyhow::bail!("no process is called {name}; there are {}", self.names().join(", "));
+            anyhow::bail!(
+                "no process is called {name}; there are {}",
+                self.names().join(", ")
+            );
         };
         Ok(Spec {
             name: name.to_owned(),
             program: self.binaries.join(binary),
-            args: vec!["--config".to_owned(), self.config(name).display().to_string()],
+            args: vec![
+                "--config".to_owned(),
+                self.config(name).display().to_string(),
+            ],
             folder: self.data(name),
             log: self.log(name),
         })
@@ -276,9 +298,15 @@ impl Layout {
     /// Address of a process's `/readyz`.
     #[must_use]
     pub fn metrics(&self, name: &str) -> Option<SocketAddr> {
-        let control = self.control_planes.iter().map(|node| (&node.name, node.metrics));
+        let control = self
+            .control_planes
+            .iter()
+            .map(|node| (&node.name, node.metrics));
         let relays = self.relays.iter().map(|node| (&node.name, node.metrics));
-        control.chain(relays).find(|(one, _)| *one == name).map(|(_, address)| address)
+        control
+            .chain(relays)
+            .find(|(one, _)| *one == name)
+            .map(|(_, address)| address)
     }
 
     /// The admin CLI with this cluster's addresses and the admin identity.
@@ -305,8 +333,12 @@ impl Layout {
     /// When it fails or prints something else.
     pub fn admin_json(&self, args: &[&str]) -> Result<serde_json::Value> {
         let output = tools::run(self.admin().args(args).args(["-o", "json"]))?;
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("{args:?} printed no JSON: {}", String::from_utf8_lossy(&output.stdout)))
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "{args:?} printed no JSON: {}",
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
     }
 
     /// Writes `text` to `config/policy.yaml` and applies it.
@@ -326,7 +358,10 @@ fn public(name: &str) -> String {
 }
 
 fn joined(addresses: impl Iterator<Item = SocketAddr>) -> String {
-    addresses.map(|address| address.to_string()).collect::<Vec<_>>().join(",")
+    addresses
+        .map(|address| address.to_string())
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// A path as a YAML scalar (JSON strings are).

@@ -83,7 +83,11 @@ enum Arrival {
         tls: bool,
     },
     /// Looked at and found right: content is not kept.
-    Checked { token: String, recipients: Vec<String>, problem: Option<String> },
+    Checked {
+        token: String,
+        recipients: Vec<String>,
+        problem: Option<String>,
+    },
 }
 
 /// See the module's documentation.
@@ -157,9 +161,21 @@ impl Verdict {
     /// Names the first few messages that break a rule.
     pub fn holds(&self) -> Result<()> {
         ensure!(self.accepted > 0, "vacuous: nothing was accepted: {self}");
-        ensure!(self.lost.is_empty(), "lost after 250: {:?}: {self}", first(&self.lost));
-        ensure!(self.phantoms.is_empty(), "delivered but not offered: {:?}: {self}", first(&self.phantoms));
-        ensure!(self.damaged.is_empty(), "damaged: {:?}: {self}", first(&self.damaged));
+        ensure!(
+            self.lost.is_empty(),
+            "lost after 250: {:?}: {self}",
+            first(&self.lost)
+        );
+        ensure!(
+            self.phantoms.is_empty(),
+            "delivered but not offered: {:?}: {self}",
+            first(&self.phantoms)
+        );
+        ensure!(
+            self.damaged.is_empty(),
+            "damaged: {:?}: {self}",
+            first(&self.damaged)
+        );
         Ok(())
     }
 }
@@ -171,7 +187,10 @@ fn first(list: &[String]) -> &[String] {
 impl Ledger {
     /// Writes an offer down, before any octet of it is sent.
     pub fn offer(&self, offer: Offer) {
-        let entry = Entry { outcomes: Vec::new(), offer };
+        let entry = Entry {
+            outcomes: Vec::new(),
+            offer,
+        };
         self.lock().entries.insert(entry.offer.token.clone(), entry);
     }
 
@@ -195,14 +214,23 @@ impl Ledger {
     /// 250s read after `moment`.
     #[must_use]
     pub fn accepted_since(&self, moment: Instant) -> usize {
-        self.lock().accepted_at.iter().filter(|&&at| at > moment).count()
+        self.lock()
+            .accepted_at
+            .iter()
+            .filter(|&&at| at > moment)
+            .count()
     }
 
     /// The longest time without a 250 between `from` and `to`.
     #[must_use]
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
-        let mut moments: Vec<Instant> =
-            self.lock().accepted_at.iter().copied().filter(|&at| at > from && at < to).collect();
+        let mut moments: Vec<Instant> = self
+            .lock()
+            .accepted_at
+            .iter()
+            .copied()
+            .filter(|&at| at > from && at < to)
+            .collect();
         moments.push(to);
         moments.sort();
         let mut last = from;
@@ -221,15 +249,26 @@ impl Ledger {
     pub fn judge(&self, sink: &Store) -> Result<Verdict> {
         self.read_files(sink)?;
         let book = self.lock();
-        let mut verdict = Verdict { offered: book.entries.len(), ..Verdict::default() };
+        let mut verdict = Verdict {
+            offered: book.entries.len(),
+            ..Verdict::default()
+        };
         let mut deliveries: HashMap<&str, HashMap<&str, usize>> = HashMap::new();
         for (file, arrival) in &book.files {
             match arrival {
                 Arrival::Dsn => verdict.dsns += 1,
-                Arrival::NoToken | Arrival::Message { .. } => verdict.phantoms.push(file.display().to_string()),
-                Arrival::Checked { token, recipients, problem } => {
+                Arrival::NoToken | Arrival::Message { .. } => {
+                    verdict.phantoms.push(file.display().to_string())
+                }
+                Arrival::Checked {
+                    token,
+                    recipients,
+                    problem,
+                } => {
                     if let Some(problem) = problem {
-                        verdict.damaged.push(format!("{}: {problem}", file.display()));
+                        verdict
+                            .damaged
+                            .push(format!("{}: {problem}", file.display()));
                     }
                     let of_token = deliveries.entry(token).or_default();
                     for recipient in recipients {
@@ -241,15 +280,25 @@ impl Ledger {
         for (token, entry) in &book.entries {
             let accepted = count_outcomes(entry, &mut verdict);
             let arrived = deliveries.remove(token.as_str()).unwrap_or_default();
-            let complete = entry.offer.recipients.iter().all(|one| arrived.contains_key(one.as_str()));
+            let complete = entry
+                .offer
+                .recipients
+                .iter()
+                .all(|one| arrived.contains_key(one.as_str()));
             verdict.delivered += usize::from(complete);
-            verdict.duplicates += arrived.values().map(|times| times.saturating_sub(accepted.max(1))).sum::<usize>();
+            verdict.duplicates += arrived
+                .values()
+                .map(|times| times.saturating_sub(accepted.max(1)))
+                .sum::<usize>();
             if accepted > 0 && !complete {
                 verdict.lost.push(token.clone());
             }
             if accepted == 0 && !arrived.is_empty() {
-                let only_refused =
-                    !entry.outcomes.is_empty() && entry.outcomes.iter().all(|o| matches!(o, Outcome::Permanent(_)));
+                let only_refused = !entry.outcomes.is_empty()
+                    && entry
+                        .outcomes
+                        .iter()
+                        .all(|o| matches!(o, Outcome::Permanent(_)));
                 if only_refused {
                     verdict.phantoms.push(token.clone());
                 } else {
@@ -257,7 +306,9 @@ impl Ledger {
                 }
             }
         }
-        verdict.phantoms.extend(deliveries.keys().map(|token| (*token).to_owned()));
+        verdict
+            .phantoms
+            .extend(deliveries.keys().map(|token| (*token).to_owned()));
         Ok(verdict)
     }
 
@@ -290,7 +341,9 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.book
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -333,7 +386,9 @@ fn arrival(received: &Received) -> Result<Arrival> {
         return Ok(Arrival::Dsn);
     }
     let octets = received.octets()?;
-    let Some(token) = token(&octets) else { return Ok(Arrival::NoToken) };
+    let Some(token) = token(&octets) else {
+        return Ok(Arrival::NoToken);
+    };
     Ok(Arrival::Message {
         token,
         reverse_path: envelope.reverse_path.clone(),
@@ -345,7 +400,15 @@ fn arrival(received: &Received) -> Result<Arrival> {
 }
 
 fn check(arrival: Arrival, entries: &HashMap<String, Entry>) -> Arrival {
-    let Arrival::Message { token, reverse_path, recipients, octets, bare_line_ends, tls } = arrival else {
+    let Arrival::Message {
+        token,
+        reverse_path,
+        recipients,
+        octets,
+        bare_line_ends,
+        tls,
+    } = arrival
+    else {
         return arrival;
     };
     let problem = entries.get(&token).and_then(|entry| {
@@ -356,18 +419,28 @@ fn check(arrival: Arrival, entries: &HashMap<String, Entry>) -> Arrival {
         if !tls {
             return Some("came in clear".to_owned());
         }
-        if reverse_path != offer.reverse_path || !recipients.iter().all(|one| offer.recipients.contains(one)) {
+        if reverse_path != offer.reverse_path
+            || !recipients.iter().all(|one| offer.recipients.contains(one))
+        {
             return Some(format!("envelope <{reverse_path}> {recipients:?}"));
         }
-        behind_trace(&octets, offer).err().map(|error| error.to_string())
+        behind_trace(&octets, offer)
+            .err()
+            .map(|error| error.to_string())
     });
-    Arrival::Checked { token, recipients, problem }
+    Arrival::Checked {
+        token,
+        recipients,
+        problem,
+    }
 }
 
 /// The token of a message, if it carries one.
 #[must_use]
 pub fn token(octets: &[u8]) -> Option<String> {
-    let at = octets.windows(TOKEN_HEADER.len()).position(|window| window == TOKEN_HEADER.as_bytes())?;
+    let at = octets
+        .windows(TOKEN_HEADER.len())
+        .position(|window| window == TOKEN_HEADER.as_bytes())?;
     let rest = octets.get(at + TOKEN_HEADER.len()..)?;
     let end = rest.iter().position(|octet| octet.is_ascii_whitespace())?;
     Some(String::from_utf8_lossy(rest.get(..end)?).into_owned())
@@ -378,12 +451,20 @@ pub fn token(octets: &[u8]) -> Option<String> {
 /// # Errors
 /// Says what differs.
 pub fn behind_trace(octets: &[u8], offer: &Offer) -> Result<()> {
-    ensure!(octets.len() > offer.octets, "{} octets arrived of {}", octets.len(), offer.octets);
+    ensure!(
+        octets.len() > offer.octets,
+        "{} octets arrived of {}",
+        octets.len(),
+        offer.octets
+    );
     let (trace, content) = octets.split_at(octets.len() - offer.octets);
     let digest: [u8; 32] = Sha256::digest(content).into();
     ensure!(digest == offer.sha256, "content differs");
     let trace = std::str::from_utf8(trace)?;
-    ensure!(trace.starts_with("Received: ") && trace.ends_with("\r\n"), "no Received header in front: {trace:?}");
+    ensure!(
+        trace.starts_with("Received: ") && trace.ends_with("\r\n"),
+        "no Received header in front: {trace:?}"
+    );
     for line in trace.split_terminator("\r\n") {
         ensure!(
             line.starts_with("Received: ") || line.starts_with([' ', '\t']),
@@ -429,8 +510,16 @@ mod tests {
     #[test]
     fn content_behind_received_headers_is_right_and_anything_else_is_not() {
         behind_trace(ARRIVED, &offer(CONTENT)).unwrap();
-        behind_trace(b"Received: x\r\nX-Ledger: t1\r\n\r\nhellO\r\n", &offer(CONTENT)).unwrap_err();
-        behind_trace(b"Received: x\r\nBcc: y\r\nX-Ledger: t1\r\n\r\nhello\r\n", &offer(CONTENT)).unwrap_err();
+        behind_trace(
+            b"Received: x\r\nX-Ledger: t1\r\n\r\nhellO\r\n",
+            &offer(CONTENT),
+        )
+        .unwrap_err();
+        behind_trace(
+            b"Received: x\r\nBcc: y\r\nX-Ledger: t1\r\n\r\nhello\r\n",
+            &offer(CONTENT),
+        )
+        .unwrap_err();
         behind_trace(CONTENT, &offer(CONTENT)).unwrap_err();
     }
 

@@ -171,12 +171,15 @@ impl Worker {
             let size = rand::rng().random_range(self.load.size.clone());
             let to = vec![format!("{}@{}", recipient(), self.load.domain)];
             let content = content(&token, &self.load.reverse_path, &to, size);
-            self.ledger.offer(Offer::of(&token, &self.load.reverse_path, &to, &content));
+            self.ledger
+                .offer(Offer::of(&token, &self.load.reverse_path, &to, &content));
             loop {
                 let outcome = self.attempt(&to, &content).await;
                 let again = match &outcome {
                     Outcome::Accepted | Outcome::Permanent(_) => false,
-                    Outcome::Temporary(_) | Outcome::Unknown(_) | Outcome::Broken(_) => self.load.retry,
+                    Outcome::Temporary(_) | Outcome::Unknown(_) | Outcome::Broken(_) => {
+                        self.load.retry
+                    }
                 };
                 self.ledger.outcome(&token, outcome);
                 if !again {
@@ -225,7 +228,12 @@ impl Worker {
 
     async fn connect(&mut self) -> Result<Client> {
         self.used = 0;
-        connect(self.load.targets[self.target], &self.load.user, &self.load.password).await
+        connect(
+            self.load.targets[self.target],
+            &self.load.user,
+            &self.load.password,
+        )
+        .await
     }
 }
 
@@ -283,7 +291,11 @@ async fn envelope(client: &mut Client, commands: &str, recipients: usize) -> Res
 /// Queue ids and addresses taken out, so that equal refusals count as equal.
 fn refusal(reply: &Reply) -> Outcome {
     let text = reply.to_string();
-    if reply.code < 500 { Outcome::Temporary(text) } else { Outcome::Permanent(text) }
+    if reply.code < 500 {
+        Outcome::Temporary(text)
+    } else {
+        Outcome::Permanent(text)
+    }
 }
 
 fn recipient() -> String {

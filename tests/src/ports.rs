@@ -19,7 +19,9 @@ static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 /// # Errors
 /// When a thousand random ports were all taken.
 pub fn free() -> Result<SocketAddr> {
-    let mut taken = TAKEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut taken = TAKEN
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     for _ in 0..1000 {
         let port = rand::rng().random_range(LOWEST..HIGHEST);
         if !taken.contains(&port) && is_free(port) {

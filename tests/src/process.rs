@@ -39,7 +39,8 @@ impl Spec {
     /// # Errors
     /// When its folder or log cannot be made or the program cannot be run.
     pub fn spawn(&self, lifetime: Lifetime) -> Result<Child> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("making {}", self.folder.display()))?;
         let log = File::options()
             .create(true)
             .append(true)
@@ -64,7 +65,9 @@ impl Spec {
         if lifetime == Lifetime::WithParent {
             command.process_group(0);
         }
-        command.spawn().with_context(|| format!("starting {} ({})", self.name, self.program.display()))
+        command
+            .spawn()
+            .with_context(|| format!("starting {} ({})", self.name, self.program.display()))
     }
 }
 
@@ -87,7 +90,8 @@ impl ProcessId {
     /// Whether this very process still runs (a zombie does not).
     #[must_use]
     pub fn is_alive(self) -> bool {
-        stat(self.pid).is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
+        stat(self.pid)
+            .is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
     }
 
     /// Sends a signal if the process still runs.
@@ -145,11 +149,16 @@ pub fn peak_resident(pid: u32) -> Result<u64> {
 }
 
 fn memory_line(pid: u32, key: &str) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid}"))?;
     let Some(line) = text.lines().find(|line| line.starts_with(key)) else {
         bail!("process {pid} has no {key}")
     };
-    let kib: u64 = line.split_whitespace().nth(1).context("memory value")?.parse()?;
+    let kib: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .context("memory value")?
+        .parse()?;
     Ok(kib * 1024)
 }
 

@@ -77,7 +77,12 @@ pub struct SinkConfig {
 impl SinkConfig {
     #[must_use]
     pub fn at(listen: SocketAddr, folder: PathBuf) -> Self {
-        Self { listen, folder, hostname: "sink.example".to_owned(), verbose: false }
+        Self {
+            listen,
+            folder,
+            hostname: "sink.example".to_owned(),
+            verbose: false,
+        }
     }
 }
 
@@ -95,8 +100,9 @@ impl Sink {
     /// # Errors
     /// When the address is taken or the folder cannot be made.
     pub async fn start(config: SinkConfig) -> Result<Self> {
-        let listener =
-            TcpListener::bind(config.listen).await.with_context(|| format!("mail sink on {}", config.listen))?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("mail sink on {}", config.listen))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             tls: SinkTls::new(&config.hostname)?,
@@ -107,7 +113,11 @@ impl Sink {
             verbose: config.verbose,
         });
         let task = tokio::spawn(serve(listener, Arc::clone(&shared)));
-        Ok(Self { address, shared, task })
+        Ok(Self {
+            address,
+            shared,
+            task,
+        })
     }
 
     #[must_use]
@@ -149,7 +159,9 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut sessions = tokio::task::JoinSet::new();
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, peer)) = accepted else { continue };

@@ -44,7 +44,10 @@ impl Reply {
     /// Whether a capability is among the lines of an EHLO reply.
     #[must_use]
     pub fn offers(&self, capability: &str) -> bool {
-        self.lines.iter().skip(1).any(|line| line.split(' ').next() == Some(capability))
+        self.lines
+            .iter()
+            .skip(1)
+            .any(|line| line.split(' ').next() == Some(capability))
     }
 }
 
@@ -78,7 +81,9 @@ fn tls_config() -> Result<Arc<ClientConfig>> {
 async fn handshake<S: Duplex + 'static>(stream: S) -> Result<Box<dyn Duplex>> {
     let name = ServerName::try_from("relay.sealane.example").context("server name")?;
     let connecting = TlsConnector::from(tls_config()?).connect(name, stream);
-    let stream = timeout(PATIENCE, connecting).await.context("TLS handshake took too long")??;
+    let stream = timeout(PATIENCE, connecting)
+        .await
+        .context("TLS handshake took too long")??;
     Ok(Box::new(stream))
 }
 
@@ -90,7 +95,10 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
         let stream = timeout(Duration::from_secs(5), TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
-        Ok(Self { stream: BufReader::new(Box::new(stream)), patience: PATIENCE })
+        Ok(Self {
+            stream: BufReader::new(Box::new(stream)),
+            patience: PATIENCE,
+        })
     }
 
     /// TCP, greeting, EHLO, STARTTLS, EHLO; gives the last EHLO reply.
@@ -114,7 +122,10 @@ impl Client {
     pub async fn implicit_tls(address: SocketAddr) -> Result<(Self, Reply)> {
         let stream = timeout(Duration::from_secs(5), TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
-        let mut client = Self { stream: BufReader::new(handshake(stream).await?), patience: PATIENCE };
+        let mut client = Self {
+            stream: BufReader::new(handshake(stream).await?),
+            patience: PATIENCE,
+        };
         client.expect(220).await?;
         let ehlo = client.command_expecting("EHLO client.example", 250).await?;
         Ok((client, ehlo))
@@ -136,7 +147,10 @@ impl Client {
             bail!("octets in clear behind the reply to STARTTLS");
         }
         let stream = handshake(self.stream.into_inner()).await?;
-        Ok(Self { stream: BufReader::new(stream), patience: self.patience })
+        Ok(Self {
+            stream: BufReader::new(stream),
+            patience: self.patience,
+        })
     }
 
     /// Sends octets as they are.
@@ -148,7 +162,9 @@ impl Client {
             self.stream.get_mut().write_all(octets).await?;
             self.stream.get_mut().flush().await
         };
-        timeout(self.patience, sending).await.context("the server takes nothing more")??;
+        timeout(self.patience, sending)
+            .await
+            .context("the server takes nothing more")??;
         Ok(())
     }
 
@@ -161,13 +177,20 @@ impl Client {
         loop {
             let mut line = Vec::new();
             let reading = self.stream.read_until(b'\n', &mut line);
-            let count = timeout(self.patience, reading).await.context("no reply in time")??;
+            let count = timeout(self.patience, reading)
+                .await
+                .context("no reply in time")??;
             if count == 0 {
                 bail!("connection closed instead of a reply");
             }
             let line = String::from_utf8(line).context("reply is not UTF-8")?;
-            let Some(line) = line.strip_suffix("\r\n") else { bail!("reply line without CRLF: {line:?}") };
-            let code: u16 = line.get(..3).and_then(|code| code.parse().ok()).with_context(|| format!("{line:?}"))?;
+            let Some(line) = line.strip_suffix("\r\n") else {
+                bail!("reply line without CRLF: {line:?}")
+            };
+            let code: u16 = line
+                .get(..3)
+                .and_then(|code| code.parse().ok())
+                .with_context(|| format!("{line:?}"))?;
             lines.push(line.get(4..).unwrap_or_default().to_owned());
             match line.as_bytes().get(3) {
                 None | Some(b' ') => return Ok(Reply { code, lines }),
@@ -223,7 +246,12 @@ impl Client {
     ///
     /// # Errors
     /// When the connection breaks: the outcome is unknown if that was after the final dot.
-    pub async fn transaction(&mut self, from: &str, to: &[String], content: &[u8]) -> Result<Reply> {
+    pub async fn transaction(
+        &mut self,
+        from: &str,
+        to: &[String],
+        content: &[u8],
+    ) -> Result<Reply> {
         let reply = self.command(&format!("MAIL FROM:<{from}>")).await?;
         if reply.code != 250 {
             return Ok(reply);
@@ -257,7 +285,10 @@ impl Client {
         let mut rest = Vec::new();
         match timeout(limit, self.stream.read_to_end(&mut rest)).await {
             Ok(_) => Ok(rest),
-            Err(_) => bail!("connection still open after {limit:?}, read {:?}", String::from_utf8_lossy(&rest)),
+            Err(_) => bail!(
+                "connection still open after {limit:?}, read {:?}",
+                String::from_utf8_lossy(&rest)
+            ),
         }
     }
 }

@@ -13,7 +13,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme}
 /// # Errors
 /// When a name is not a valid SAN.
 pub fn self_signed_pem(names: &[String]) -> Result<(String, String)> {
-    let made = rcgen::generate_simple_self_signed(names.to_vec()).context("self-signed certificate")?;
+    let made =
+        rcgen::generate_simple_self_signed(names.to_vec()).context("self-signed certificate")?;
     Ok((made.cert.pem(), made.signing_key.serialize_pem()))
 }
 
@@ -22,7 +23,8 @@ pub fn self_signed_pem(names: &[String]) -> Result<(String, String)> {
 /// # Errors
 /// When the certificate cannot be made.
 pub fn self_signed_server(name: &str) -> Result<Arc<ServerConfig>> {
-    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).context("self-signed certificate")?;
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()])
+        .context("self-signed certificate")?;
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
@@ -71,7 +73,12 @@ impl ServerCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -80,7 +87,12 @@ impl ServerCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -17,7 +17,10 @@ pub fn folder() -> Result<PathBuf> {
     }
     for name in ["control-plane", "relay-node", "sealane", "sealane-dev"] {
         if !folder.join(name).is_file() {
-            bail!("{} is missing: run `cargo build --bins` first (make test does)", folder.join(name).display());
+            bail!(
+                "{} is missing: run `cargo build --bins` first (make test does)",
+                folder.join(name).display()
+            );
         }
     }
     Ok(folder)
@@ -29,7 +32,9 @@ pub fn folder() -> Result<PathBuf> {
 /// When it cannot be started or ends with a failure; the error carries what it printed.
 pub fn run(command: &mut Command) -> Result<Output> {
     let shown = format!("{command:?}");
-    let output = command.output().with_context(|| format!("cannot start {shown}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {shown}"))?;
     if !output.status.success() {
         bail!(
             "{shown} ended with {}: {}{}",
@@ -46,7 +51,11 @@ pub fn run(command: &mut Command) -> Result<Output> {
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().map(PathBuf::from))
+        .chain(
+            ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+                .iter()
+                .map(PathBuf::from),
+        )
         .map(|folder| folder.join(name))
         .find(|candidate| is_file(candidate))
 }

@@ -56,7 +56,13 @@ struct State {
 
 impl Default for Script {
     fn default() -> Self {
-        Self { state: Mutex::new(State { rules: Vec::new(), offers_starttls: true, injection: None }) }
+        Self {
+            state: Mutex::new(State {
+                rules: Vec::new(),
+                offers_starttls: true,
+                injection: None,
+            }),
+        }
     }
 }
 
@@ -92,10 +98,9 @@ impl Script {
     /// The act for this moment, if a rule fits; uses it up.
     pub(super) fn take(&self, stage: Stage, line: &str) -> Option<Act> {
         let mut state = self.lock();
-        let rule = state
-            .rules
-            .iter_mut()
-            .find(|rule| rule.stage == stage && rule.times != Some(0) && line.contains(&rule.containing))?;
+        let rule = state.rules.iter_mut().find(|rule| {
+            rule.stage == stage && rule.times != Some(0) && line.contains(&rule.containing)
+        })?;
         if let Some(left) = &mut rule.times {
             *left -= 1;
         }
@@ -103,6 +108,8 @@ impl Script {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -31,7 +31,9 @@ impl std::fmt::Debug for SinkTls {
 
 impl SinkTls {
     pub(super) fn new(name: &str) -> Result<Self> {
-        Ok(Self(TlsAcceptor::from(crate::tls::self_signed_server(name)?)))
+        Ok(Self(TlsAcceptor::from(crate::tls::self_signed_server(
+            name,
+        )?)))
     }
 }
 
@@ -51,13 +53,19 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared
     }
     let mut stream = reader.into_inner();
     let injection = shared.script.injection().unwrap_or_default();
-    stream.write_all(format!("220 2.0.0 go ahead\r\n{injection}").as_bytes()).await?;
+    stream
+        .write_all(format!("220 2.0.0 go ahead\r\n{injection}").as_bytes())
+        .await?;
     let stream = timeout(IDLE, shared.tls.0.accept(stream)).await??;
     let facts = {
         let (_, tls) = stream.get_ref();
         Facts {
-            version: tls.protocol_version().map_or_else(String::new, |version| format!("{version:?}")),
-            cipher: tls.negotiated_cipher_suite().map_or_else(String::new, |suite| format!("{:?}", suite.suite())),
+            version: tls
+                .protocol_version()
+                .map_or_else(String::new, |version| format!("{version:?}")),
+            cipher: tls
+                .negotiated_cipher_suite()
+                .map_or_else(String::new, |suite| format!("{:?}", suite.suite())),
         }
     };
     let mut secret = Session::new(BufReader::new(stream), peer, shared, Some(facts));
@@ -88,8 +96,21 @@ struct Session<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
-    fn new(stream: BufReader<S>, peer: SocketAddr, shared: &'a Arc<Shared>, tls: Option<Facts>) -> Self {
-        Self { stream, peer, shared, tls, helo: String::new(), reverse_path: None, recipients: Vec::new() }
+    fn new(
+        stream: BufReader<S>,
+        peer: SocketAddr,
+        shared: &'a Arc<Shared>,
+        tls: Option<Facts>,
+    ) -> Self {
+        Self {
+            stream,
+            peer,
+            shared,
+            tls,
+            helo: String::new(),
+            reverse_path: None,
+            recipients: Vec::new(),
+        }
     }
 
     async fn greet(&mut self) -> Result<()> {
@@ -102,14 +123,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
     }
 
     async fn say(&mut self, reply: &str) -> Result<()> {
-        self.stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await?;
+        self.stream
+            .get_mut()
+            .write_all(format!("{reply}\r\n").as_bytes())
+            .await?;
         self.stream.get_mut().flush().await?;
         Ok(())
     }
 
     /// Does what the script says; true when the command was answered by it.
     async fn scripted(&mut self, stage: Stage, line: &str) -> Result<bool> {
-        let Some(act) = self.shared.script.take(stage, line) else { return Ok(false) };
+        let Some(act) = self.shared.script.take(stage, line) else {
+            return Ok(false);
+        };
         Counts::add(&self.shared.counts.scripted);
         match act {
             Act::Reply(reply) => {
@@ -130,15 +156,24 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
         if count == 0 {
             return Ok(None);
         }
-        Ok(Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned()))
+        Ok(Some(
+            String::from_utf8_lossy(&line)
+                .trim_end_matches(['\r', '\n'])
+                .to_owned(),
+        ))
     }
 
     async fn converse(&mut self) -> Result<End> {
         while let Some(line) = self.line().await? {
-            let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
+            let verb = line
+                .split([' ', ':'])
+                .next()
+                .unwrap_or_default()
+                .to_ascii_uppercase();
             if self.tls.is_none() && matches!(verb.as_str(), "MAIL" | "RCPT" | "DATA" | "AUTH") {
                 Counts::add(&self.shared.counts.clear_commands);
-                self.say("530 5.7.0 Must issue a STARTTLS command first").await?;
+                self.say("530 5.7.0 Must issue a STARTTLS command first")
+                    .await?;
                 continue;
             }
             match verb.as_str() {
@@ -175,7 +210,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
     async fn ehlo(&mut self, line: &str) -> Result<()> {
         self.helo = line.get(4..).unwrap_or_default().trim().to_owned();
         self.reset();
-        let starttls = if self.tls.is_none() && self.shared.script.offers_starttls() { "250-STARTTLS\r\n" } else { "" };
+        let starttls = if self.tls.is_none() && self.shared.script.offers_starttls() {
+            "250-STARTTLS\r\n"
+        } else {
+            ""
+        };
         let reply = format!(
             "250-{}\r\n{starttls}250-PIPELINING\r\n250-SIZE {MAX_MESSAGE}\r\n250-ENHANCEDSTATUSCODES\r\n250 8BITMIME",
             self.shared.hostname
@@ -247,7 +286,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
             bare_line_ends: bare,
         };
         self.reset();
-        let act = self.shared.script.take(Stage::Dot, &envelope.recipients.join(" "));
+        let act = self
+            .shared
+            .script
+            .take(Stage::Dot, &envelope.recipients.join(" "));
         if act.is_some() {
             Counts::add(&self.shared.counts.scripted);
         }
@@ -284,7 +326,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
         })
         .await??;
         Counts::add(&self.shared.counts.messages);
-        Ok(file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()))
+        Ok(file
+            .file_stem()
+            .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()))
     }
 
     /// Reads to CRLF.CRLF; true when a CR or LF stood outside CRLF.
@@ -304,7 +348,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
             }
             let content = line.strip_suffix(b"\r\n");
             bare |= content.is_none() || content.is_some_and(|text| text.contains(&b'\r'));
-            let unstuffed = if at_line_start { line.strip_prefix(b".").unwrap_or(&line) } else { &line };
+            let unstuffed = if at_line_start {
+                line.strip_prefix(b".").unwrap_or(&line)
+            } else {
+                &line
+            };
             octets.extend_from_slice(unstuffed);
             at_line_start = content.is_some();
         }
@@ -315,5 +363,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
 fn path(line: &str) -> Option<(String, Vec<String>)> {
     let (_, rest) = line.split_once('<')?;
     let (path, parameters) = rest.rsplit_once('>')?;
-    Some((path.to_owned(), parameters.split_whitespace().map(str::to_owned).collect()))
+    Some((
+        path.to_owned(),
+        parameters.split_whitespace().map(str::to_owned).collect(),
+    ))
 }

@@ -93,7 +93,10 @@ impl Store {
             std::process::id(),
             self.next.fetch_add(1, Ordering::SeqCst)
         );
-        fs::write(self.envelopes.join(format!("{stem}.json")), serde_json::to_vec(envelope)?)?;
+        fs::write(
+            self.envelopes.join(format!("{stem}.json")),
+            serde_json::to_vec(envelope)?,
+        )?;
         let draft = self.incoming.join(&stem);
         let mut file = File::create(&draft)?;
         file.write_all(octets)?;
@@ -109,8 +112,9 @@ impl Store {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self) -> Result<Vec<Received>> {
-        let mut names: Vec<PathBuf> =
-            fs::read_dir(&self.messages)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        let mut names: Vec<PathBuf> = fs::read_dir(&self.messages)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<_>>()?;
         names.sort();
         names.into_iter().map(|file| self.received(file)).collect()
     }
@@ -127,12 +131,17 @@ impl Store {
         let stem = file.file_stem().context("message file name")?.to_owned();
         let path = self.envelopes.join(stem).with_extension("json");
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(Received { envelope: serde_json::from_slice(&text)?, file })
+        Ok(Received {
+            envelope: serde_json::from_slice(&text)?,
+            file,
+        })
     }
 }
 
 /// Milliseconds since the epoch.
 pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,61 @@
+# One command each. `make help` lists them.
+#
+#   make run                      a local cluster until Ctrl-C; ARGS="--detach", ARGS="--destination HOST:PORT",
+#                                 ARGS="--help" shows all
+#   make kill NAME=relay-node-1   SIGKILL one process      make start NAME=relay-node-1   start it again
+#   make stop                     stop all of it           make status                    say what runs
+#   make test                     the whole suite; TESTS="--test failover" runs a part of it
+#   make fmt | make lint          formatting | what the gate checks before the tests
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# rustup installs here without touching the PATH of running shells.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DEV := $(TARGET)/debug/sealane-dev
+
+# Debian packages and what needs them. libclang-dev: bindgen, for RocksDB's C API.
+BUILD_PACKAGES := g++ pkg-config libclang-dev
+RUN_PACKAGES := $(BUILD_PACKAGES) swaks openssl
+TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
+
+.PHONY: help run kill start stop status test build fmt lint packages-run packages-test
+
+help:
+	@sed -n 's/^# \{0,1\}//;1,10p' Makefile
+
+run: packages-run build
+	@exec $(DEV) run $(strip $(ARGS))
+
+kill:
+	@exec $(DEV) kill $(or $(NAME),$(error which one? make kill NAME=control-plane-1))
+
+start:
+	@exec $(DEV) start $(or $(NAME),$(error which one? make start NAME=control-plane-1))
+
+stop:
+	@exec $(DEV) stop
+
+status:
+	@exec $(DEV) status
+
+test: packages-test build
+	cargo test --workspace --locked $(strip $(TESTS))
+
+build:
+	cargo build --workspace --bins --locked
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+packages-run:
+	@tests/install-packages $(RUN_PACKAGES)
+
+packages-test:
+	@tests/install-packages $(TEST_PACKAGES)
