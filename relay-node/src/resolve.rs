@@ -10,6 +10,8 @@ mod dns;
 mod exchange;
 mod hop;
 mod resolver;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use address_guard::AddressGuard;
 pub use hop::{Hop, HopSource, StaticRoute};

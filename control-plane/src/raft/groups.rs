@@ -8,6 +8,7 @@ use super::{
 use bytes::Bytes;
 use openraft::{
     ChangeMembers, Config, Raft, ServerState, SnapshotPolicy,
+    Instant, async_runtime::WatchReceiver,
     errors::{ClientWriteError, RaftError},
     impls::ProgressResponder,
 };
@@ -309,7 +310,7 @@ impl Group {
     /// a quorum answered lately, and the group has all its replicas.
     pub fn leading(&self) -> Option<u64> {
         let m = self.inner.raft.metrics();
-        let m = m.borrow();
+        let m = m.borrow_watched();
         let caught_up = m.last_applied.is_some_and(|l| l.leader_id.term == m.current_term);
         let voters = m.membership_config.membership().voter_ids().count();
         let alone = voters == 1;
@@ -321,7 +322,7 @@ impl Group {
     /// What this node knows of the group.
     pub fn view(&self) -> GroupView {
         let m = self.inner.raft.metrics();
-        let m = m.borrow();
+        let m = m.borrow_watched();
         let membership = m.membership_config.membership();
         let index = |l: &Option<super::types::LogId>| l.map_or(0, |l| l.index);
         GroupView {
@@ -348,7 +349,7 @@ impl Group {
     /// Members with their addresses.
     pub fn members(&self) -> BTreeMap<u64, String> {
         let m = self.inner.raft.metrics();
-        let m = m.borrow();
+        let m = m.borrow_watched();
         m.membership_config.membership().nodes().map(|(id, p)| (*id, p.address.clone())).collect()
     }
 

@@ -9,7 +9,7 @@ use super::{
 use futures_util::{Stream, stream};
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
-    storage::{EntriesStreamResult, IOFlushed, RaftLogStorage},
+    storage::{IOFlushed, RaftLogStorage},
 };
 use sealane_store::{GroupStore, StoreError};
 use std::{
@@ -78,7 +78,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     /// In pages: apply never holds more than one page of bodies.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = EntriesStreamResult<TypeConfig>> + OptionalSend
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {

@@ -9,7 +9,7 @@ use super::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use openraft::{
-    AnyError, OptionalSend, RaftNetworkFactory,
+    OptionalSend, RaftNetworkFactory,
     base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{RPCOption, v2::RaftNetworkV2},
@@ -20,7 +20,7 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 use sealane_runtime::identity::Identity;
-use sealane_store::SnapshotSource;
+use sealane_store::{Export, GroupStore, StoreError};
 use sealane_types::GroupId;
 use sealane_wire::v1::{self, raft_client::RaftClient};
 use std::{collections::HashMap, fmt::Display, future::Future, sync::Arc, time::Duration};
@@ -283,10 +283,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let header = v1::SnapshotHeader {
             address: Some(self.to.clone()),
             vote: Some(codec::wire_vote(&vote)),
-            last_applied: snapshot.meta.last_log_id.as_ref().map(codec::wire_log_id),
-            membership_id: snapshot.meta.last_membership.log_id().as_ref().map(codec::wire_log_id),
-            membership: Some(codec::wire_membership(snapshot.meta.last_membership.membership())),
             format: 1,
+            ..Default::default()
         };
         let mut client = self
             .connections
@@ -298,8 +296,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
             r = client.snapshot(ReceiverStream::new(rx)) => r,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
-        if let Ok(Err(e)) = reader.await {
-            return Err(StreamingError::Network(NetworkError::from_string(format!("reading the snapshot: {e}"))));
+        match reader.await {
+            Ok(Ok(()) | Err(ExportError::ReceiverGone)) => {}
+            Ok(Err(e)) => return Err(StreamingError::Network(NetworkError::from_string(format!("reading the snapshot: {e}")))),
+            Err(e) => return Err(StreamingError::Network(NetworkError::from_string(e))),
         }
         let reply = result.map_err(|s| StreamingError::Network(NetworkError::from_string(s)))?.into_inner();
         let vote = codec::vote_from_wire(reply.vote)
@@ -343,26 +343,43 @@ async fn overdue(sent: &mut tokio::sync::watch::Receiver<u64>, answered: u64) {
     }
 }
 
-/// Header, batches of records, end with count and digest.
+/// Header, batches of records, end with count and digest. The header names the position that was pinned.
 fn send_records(
-    source: &SnapshotSource,
+    source: &GroupStore,
     header: v1::SnapshotHeader,
     tx: &mpsc::Sender<v1::SnapshotFrame>,
-) -> Result<(), AnyError> {
+) -> Result<(), ExportError> {
     use v1::snapshot_frame::Frame;
-    let send = |frame| {
-        tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) }).map_err(|_| AnyError::error("receiver gone"))
-    };
-    send(Frame::Header(header))?;
-    let mut reader = source.records().map_err(|e| AnyError::new(&e))?;
-    while let Some(batch) = reader.next_batch().map_err(|e| AnyError::new(&e))? {
-        let records = batch
-            .records
-            .into_iter()
-            .map(|r| v1::SnapshotRecord { table: u32::from(r.table), key: r.key, value: r.value })
-            .collect();
-        send(Frame::Records(v1::SnapshotRecords { records, crc32c: batch.crc32c }))?;
-    }
-    let end = reader.finish();
-    send(Frame::End(v1::SnapshotEnd { records: end.records, sha256: end.sha256.to_vec().into() }))
+    let mut header = Some(header);
+    source.export(|part| {
+        let frame = match part {
+            Export::Start(applied) => {
+                let mut header = header.take().unwrap_or_default();
+                let membership = codec::stored_membership(&applied)?;
+                header.last_applied = applied.last.map(codec::log_id).as_ref().map(codec::wire_log_id);
+                header.membership_id = membership.log_id().as_ref().map(codec::wire_log_id);
+                header.membership = Some(codec::wire_membership(membership.membership()));
+                Frame::Header(header)
+            }
+            Export::Batch(records, crc32c) => {
+                let records = records
+                    .into_iter()
+                    .map(|r| v1::SnapshotRecord { table: u32::from(r.table), key: r.key, value: r.value })
+                    .collect();
+                Frame::Records(v1::SnapshotRecords { records, crc32c })
+            }
+            Export::End(records, sha256) => Frame::End(v1::SnapshotEnd { records, sha256: sha256.to_vec().into() }),
+        };
+        tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) }).map_err(|_| ExportError::ReceiverGone)
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ExportError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("the receiver is gone")]
+    ReceiverGone,
 }

@@ -13,10 +13,10 @@ use openraft::{
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
 use sealane_state::Effect;
-use sealane_store::{Applied, GroupStore, SnapshotSource, StagedSnapshot};
+use sealane_store::{Applied, GroupStore, StagedSnapshot};
 use sealane_types::GroupId;
 use sealane_wire::v1;
-use std::{io, sync::Arc};
+use std::io;
 use tokio::{
     sync::{mpsc, watch},
     task::block_in_place,
@@ -36,10 +36,10 @@ pub struct EffectBatch {
     pub effects: Vec<Effect>,
 }
 
-/// Bytes of a snapshot: pinned here and read when sent, or staged on disk after receipt.
+/// Bytes of a snapshot: read when sent, or staged on disk after receipt.
 #[derive(Debug)]
 pub(super) enum SnapshotData {
-    Outgoing(Arc<SnapshotSource>),
+    Outgoing(GroupStore),
     Incoming(StagedSnapshot),
 }
 
@@ -109,13 +109,12 @@ impl StateMachine {
         if self.applied.last.is_none() {
             return Ok(None);
         }
-        let source = self.store.snapshot().map_err(io_error)?;
-        let applied = source.applied().clone();
         let meta = SnapshotMeta {
-            last_log_id: applied.last.map(codec::log_id),
-            last_membership: codec::stored_membership(&applied)?,
+            last_log_id: self.applied.last.map(codec::log_id),
+            last_membership: codec::stored_membership(&self.applied)?,
         };
-        Ok(Some(Pinned { meta, snapshot: SnapshotData::Outgoing(Arc::new(source)) }))
+        // Pinned only when it is sent: what is sent is this position or a later one.
+        Ok(Some(Pinned { meta, snapshot: SnapshotData::Outgoing(self.store.clone()) }))
     }
 }
 

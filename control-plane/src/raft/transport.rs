@@ -3,6 +3,7 @@
 //! Cluster, group, sender and target of every request are checked before openraft sees it.
 use super::{codec, groups::Groups, network::MAX_MESSAGE, state_machine::SnapshotData, types::*};
 use futures_util::StreamExt;
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest};
 use sealane_store::SnapshotStage;
 use sealane_types::GroupId;
@@ -216,7 +217,7 @@ impl RaftService for RaftTransport {
         let from = codec::vote_from_wire(r.from).map_err(bad)?;
         let request = TransferLeaderRequest::new(from, r.to, r.last_log.as_ref().map(codec::log_id_from_wire));
         let result = group.raft.handle_transfer_leader(request).await.map_err(stopped)?;
-        let vote = group.raft.metrics().borrow().vote;
+        let vote = group.raft.metrics().borrow_watched().vote;
         Ok(Response::new(v1::TransferLeaderReply { vote: Some(codec::wire_vote(&vote)), accepted: result.is_ok() }))
     }
 }

@@ -94,7 +94,7 @@ impl GroupStore {
             batch.put_cf(self.core.cf(LOG), key, frame(&[&prefix, header]));
             wrote = Wrote::Log(e.position);
         }
-        self.core.write(&batch)?;
+        self.core.write(batch)?;
         self.core.syncer.submit(self.id(), wrote, done);
         Ok(())
     }
@@ -103,7 +103,7 @@ impl GroupStore {
     pub fn save_vote(&self, vote: VoteRecord, done: Flushed) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         self.put_meta(&mut batch, Meta::Vote, &encode_vote(vote));
-        self.core.write(&batch)?;
+        self.core.write(batch)?;
         self.core.syncer.submit(self.id(), Wrote::Vote(vote), done);
         Ok(())
     }
@@ -120,7 +120,7 @@ impl GroupStore {
             Some(p) => self.put_meta(&mut batch, Meta::Committed, &encode_position(p)),
             None => batch.delete_cf(self.core.cf(META), meta_key(self.id(), Meta::Committed)),
         }
-        self.core.write(&batch)
+        self.core.write(batch)
     }
 
     /// The remembered committed position.
@@ -187,7 +187,7 @@ impl GroupStore {
         for family in [LOG, BODY, BODY_GC] {
             batch.delete_range_cf(self.core.cf(family), start, end);
         }
-        self.core.write(&batch)
+        self.core.write(batch)
     }
 
     /// Drops entries up to `upto`, and those of their bodies that nothing refers to. Point deletes (P12), in batches
@@ -214,7 +214,7 @@ impl GroupStore {
                     batch.delete_cf(self.core.cf(BODY_GC), key);
                 }
             }
-            self.core.write(&batch)?;
+            self.core.write(batch)?;
             next = last + 1;
         }
         Ok(())

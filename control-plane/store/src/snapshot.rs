@@ -139,7 +139,7 @@ impl GroupStore {
         payload.extend_from_slice(&marker);
         let mut batch = WriteBatch::default();
         self.put_meta(&mut batch, Meta::Installing, &payload);
-        self.core.write(&batch)?;
+        self.core.write(batch)?;
         self.core.sync()?;
         self.load(&staged.path, &applied)
     }
@@ -155,7 +155,7 @@ impl GroupStore {
         let end = index_key(group, last.saturating_add(1));
         wipe.delete_range_cf(self.core.cf(BODY), index_key(group, 0), end);
         wipe.delete_range_cf(self.core.cf(BODY_GC), index_key(group, 0), end);
-        self.core.write(&wipe)?;
+        self.core.write(wipe)?;
         let mut file = BufReader::new(File::open(path)?);
         while let Some(records) = read_batch(&mut file)? {
             let mut batch = WriteBatch::default();
@@ -167,12 +167,12 @@ impl GroupStore {
                     batch.put_cf(self.core.cf(SM), sm_key(group, r.table, &r.key), frame(&[&r.value]));
                 }
             }
-            self.core.write(&batch)?;
+            self.core.write(batch)?;
         }
         let mut done = WriteBatch::default();
         self.put_meta(&mut done, Meta::Applied, &applied.encode());
         done.delete_cf(self.core.cf(META), meta_key(group, Meta::Installing));
-        self.core.write(&done)?;
+        self.core.write(done)?;
         self.core.sync()?;
         std::fs::remove_file(path)?;
         Ok(())

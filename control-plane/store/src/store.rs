@@ -79,7 +79,7 @@ impl Core {
     }
 
     /// Writes a batch to WAL buffer and memtable, unsynced. A failure is final.
-    pub(crate) fn write(&self, batch: &rocksdb::WriteBatch) -> Result<(), StoreError> {
+    pub(crate) fn write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
         self.syncer.check()?;
         self.db.write_opt(batch, &WriteOptions::default()).map_err(|e| {
             let e = StoreError::from(e);
@@ -223,7 +223,7 @@ impl Store {
     fn put_meta(&self, field: Meta, payload: &[u8]) -> Result<(), StoreError> {
         let mut batch = rocksdb::WriteBatch::default();
         batch.put_cf(self.core.cf(META), meta_key(GroupId::META, field), frame(&[payload]));
-        self.core.write(&batch)?;
+        self.core.write(batch)?;
         self.core.sync()
     }
 

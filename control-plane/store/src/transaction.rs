@@ -129,7 +129,7 @@ impl ApplyTxn {
                 batch.put_cf(core.cf(BODY_GC), key, b"");
             }
         }
-        core.write(&batch)
+        core.write(batch)
     }
 }
 

@@ -1,0 +1,111 @@
+//! Outcomes of an attempt, per recipient.
+use super::{Lease, LeaseKey, metrics::OutcomeKind};
+use sealane_types::{EnhancedStatus, Reply, TlsFacts};
+use sealane_wire::v1;
+
+/// Outcomes of (some) recipients of one lease.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The lease.
+    pub key: LeaseKey,
+    /// At least one.
+    pub recipients: Vec<RecipientOutcome>,
+}
+
+/// What happened to one recipient.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecipientOutcome {
+    /// Number within the envelope.
+    pub number: u32,
+    /// The verdict.
+    pub kind: OutcomeKind,
+    /// Our or the peer's last word; code 0 is ours. Text is printable ASCII.
+    pub reply: Reply,
+    /// "mx.example [192.0.2.1]:25"; empty if never connected.
+    pub remote: String,
+    /// The session it happened in, if there was one.
+    pub tls: Option<TlsFacts>,
+    /// The shorter TLS lifetime applies.
+    pub tls_caused: bool,
+}
+
+/// Why no transaction took place with a hop, or not to its end.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct HopFailure {
+    /// Class 5 is permanent.
+    pub(crate) reply: Reply,
+    pub(crate) remote: String,
+    pub(crate) tls: Option<TlsFacts>,
+    pub(crate) tls_caused: bool,
+}
+
+impl HopFailure {
+    /// A failure of our own finding.
+    pub(crate) fn own(status: (u8, u16, u16), text: impl Into<String>) -> Self {
+        let (class, subject, detail) = status;
+        let reply = Reply { code: 0, enhanced: Some(EnhancedStatus(class, subject, detail)), text: text.into() };
+        Self { reply, remote: String::new(), tls: None, tls_caused: false }
+    }
+    pub(crate) fn at(mut self, remote: &str) -> Self {
+        remote.clone_into(&mut self.remote);
+        self
+    }
+    pub(crate) fn tls_caused(mut self) -> Self {
+        self.tls_caused = true;
+        self
+    }
+    /// Permanent if the status says so; unknown means temporary.
+    pub(crate) fn kind(&self) -> OutcomeKind {
+        match self.reply.enhanced {
+            Some(EnhancedStatus(5, ..)) => OutcomeKind::Failed,
+            _ => OutcomeKind::Deferred,
+        }
+    }
+    /// The same failure for every recipient of the lease.
+    pub(crate) fn for_all(&self, lease: &Lease) -> Vec<RecipientOutcome> {
+        lease
+            .recipients
+            .iter()
+            .map(|r| RecipientOutcome {
+                number: r.number,
+                kind: self.kind(),
+                reply: self.reply.clone(),
+                remote: self.remote.clone(),
+                tls: self.tls.clone(),
+                tls_caused: self.tls_caused,
+            })
+            .collect()
+    }
+}
+
+impl From<Report> for v1::Report {
+    fn from(r: Report) -> Self {
+        Self {
+            id: r.key.id.as_bytes().to_vec().into(),
+            epoch: r.key.epoch,
+            recipients: r.recipients.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<RecipientOutcome> for v1::RecipientReport {
+    fn from(r: RecipientOutcome) -> Self {
+        let outcome = match r.kind {
+            OutcomeKind::Delivered => v1::Outcome::Delivered,
+            OutcomeKind::Deferred => v1::Outcome::Deferred,
+            OutcomeKind::Failed => v1::Outcome::Failed,
+        };
+        Self {
+            recipient: r.number,
+            outcome: outcome.into(),
+            reply: Some(v1::Reply {
+                code: u32::from(r.reply.code),
+                enhanced: r.reply.enhanced.map(|e| e.to_string()).unwrap_or_default(),
+                text: r.reply.text.replace('\n', " "),
+                remote: r.remote,
+            }),
+            tls: r.tls.map(Into::into),
+            tls_caused: r.tls_caused,
+        }
+    }
+}
