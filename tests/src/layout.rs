@@ -165,10 +165,24 @@ impl Layout {
         }
         for node in &self.relays {
             self.issue("relay", &node.name)?;
+            let name = public(&node.name);
             let smtp = format!("{}.{}.example", node.name, self.cluster);
-            let (certificate, key) = crate::tls::self_signed_pem(&[smtp, "localhost".to_owned()])?;
-            fs::write(self.certificate(&public(&node.name)), certificate)?;
-            fs::write(self.key(&public(&node.name)), key)?;
+            tools::run(
+                Command::new(self.sealane())
+                    .args([
+                        "pki",
+                        "issue",
+                        "--public",
+                        "--name",
+                        &name,
+                        "--dns",
+                        &smtp,
+                        "--dns",
+                        "localhost",
+                    ])
+                    .args(["--ip", "127.0.0.1", "--dir"])
+                    .arg(&dir),
+            )?;
         }
         self.issue("admin", "admin")
     }

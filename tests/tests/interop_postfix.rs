@@ -7,12 +7,15 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sealane_tests::cluster::Cluster;
-use sealane_tests::load::{self, Kind};
+use sealane_tests::ledger::Ledger;
+use sealane_tests::load::{self, Kind, Load, Target};
 use sealane_tests::policy::{PASSWORD, SUBMITTER};
+use sealane_tests::sink::{Sink, SinkConfig};
 use sealane_tests::{ledger, ports, tls, tools, wait};
 
 const SERVICES: &str = "\
@@ -146,6 +149,31 @@ impl Drop for Postfix {
     fn drop(&mut self) {
         let _stopped = self.control().arg("stop").output();
     }
+}
+
+/// The anchor: the same checks hold for Postfix alone, without anything of ours in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn postfix_alone_passes_the_same_checks() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let sink = Sink::start(SinkConfig::at(anywhere, folder.path().join("sink"))).await?;
+    let postfix = Postfix::start(&folder.path().join("postfix"), sink.address())?;
+    let target = Target {
+        address: postfix.address,
+        kind: Kind::Mx,
+    };
+    let ledger = Arc::new(Ledger::default());
+    let mut load = Load::new(vec![target], 4).messages(40);
+    load.domain = "remote.example".to_owned();
+    load::run(load, &ledger).await;
+    let verdict = ledger.settle(sink.store(), Duration::from_secs(30)).await?;
+    println!("{verdict}");
+    verdict.holds().with_context(|| postfix.log())?;
+    ensure!(
+        verdict.accepted == 40 && verdict.duplicates == 0,
+        "{verdict}"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

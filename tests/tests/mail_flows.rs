@@ -245,13 +245,13 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
         .await?;
     verdict.holds()?;
     let dsn = wait::until("the report", PATIENCE, || async {
-        let reports = cluster
+        let mut reports = cluster
             .sink
             .store()
             .list()?
             .into_iter()
             .filter(|one| one.envelope.reverse_path.is_empty());
-        reports.last().context("none")
+        reports.next_back().context("none")
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -18,7 +18,7 @@ pub fn token() -> String {
 #[must_use]
 pub fn content(token: &str, from: &str, to: &[String], size: usize) -> Vec<u8> {
     let mut text = format!(
-        "From: <{from}>\r\nTo: <{}>\r\nSubject: load {token}\r\nMessage-ID: <{token}@client.example>\r\n{TOKEN_HEADER}{token}\r\n\r\n",
+        "Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nFrom: <{from}>\r\nTo: <{}>\r\nSubject: load {token}\r\nMessage-ID: <{token}@client.example>\r\n{TOKEN_HEADER}{token}\r\n\r\n",
         to.join(">, <")
     );
     let mut random = rand::rng();
