@@ -1,2 +1,136 @@
+//! `sealane`: the admin command line. Speaks gRPC to the control plane; keeps nothing.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod connect;
+mod pki;
+mod policy;
+mod show;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+/// Administers a Sealane cluster.
+///
+/// Tell it once where the cluster is and who you are:
+///
+///   export SEALANE_CONTROL=127.0.0.1:7001,127.0.0.1:7002
+///   export SEALANE_CERT=pki/me.crt SEALANE_KEY=pki/me.key SEALANE_CA=pki/ca.crt
+///
+/// Then: sealane cluster status · sealane queue list · sealane policy apply -f policy.yaml
+#[derive(Parser, Debug)]
+#[command(version, verbatim_doc_comment)]
+struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    /// Form of the output; default: table on a terminal, json in a pipe.
+    #[arg(short, long, global = true, value_enum)]
+    output: Option<Output>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug, Clone)]
+struct Connection {
+    /// Control-plane gRPC addresses, comma-separated; tried in turn.
+    #[arg(long, global = true, env = "SEALANE_CONTROL", value_delimiter = ',')]
+    control: Vec<String>,
+    /// Your certificate (role admin or viewer).
+    #[arg(long, global = true, env = "SEALANE_CERT")]
+    cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, global = true, env = "SEALANE_KEY")]
+    key: Option<PathBuf>,
+    /// The cluster's CA.
+    #[arg(long, global = true, env = "SEALANE_CA")]
+    ca: Option<PathBuf>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a CA and identities for clusters outside of Kubernetes.
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+    /// The cluster as a whole.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Control-plane and relay nodes.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Waiting mail.
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Domains served, submitters, destinations.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+}
+
+#[derive(Subcommand, Debug)]
+enum ClusterCommand {
+    /// Raft groups, their leaders, voters and waiting mail.
+    Status,
+}
+
+#[derive(Subcommand, Debug)]
+enum NodeCommand {
+    /// Every node, its role and state.
+    List,
+}
+
+#[derive(Subcommand, Debug)]
+enum QueueCommand {
+    /// Waiting messages, oldest first.
+    List {
+        /// Only those with a recipient in this domain.
+        #[arg(long, default_value = "")]
+        destination: String,
+        /// At most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// One message: envelope, recipients, last replies, entry record.
+    Show {
+        /// 26 characters, as in the Received header and in `queue list`.
+        id: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => {
+            eprintln!("sealane: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("sealane: {e:#}");
+            let input = e.downcast_ref::<sealane_policy::PolicyError>().is_some();
+            ExitCode::from(if input { sealane_runtime::exit_code::CONFIG } else { 1 })
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let default = if std::io::stdout().is_terminal() { Output::Table } else { Output::Json };
+    let output = cli.output.unwrap_or(default);
+    match cli.command {
+        Command::Pki(c) => pki::run(c),
+        Command::Cluster(ClusterCommand::Status) => show::cluster_status(&cli.connection, output).await,
+        Command::Node(NodeCommand::List) => show::node_list(&cli.connection, output).await,
+        Command::Queue(QueueCommand::List { destination, limit }) => {
+            show::queue_list(&cli.connection, output, destination, limit).await
+        }
+        Command::Queue(QueueCommand::Show { id }) => show::queue_show(&cli.connection, output, id).await,
+        Command::Policy(c) => policy::run(c, &cli.connection, cli.output).await,
+    }
+}

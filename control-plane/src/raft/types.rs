@@ -5,7 +5,7 @@ use std::fmt;
 
 /// What a log entry of a queue or metadata group carries.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Proposal {
+pub(crate) struct Proposal {
     /// Encoded [`v1::Command`].
     pub header: Bytes,
     /// Message octets the command refers to; may be empty.
@@ -26,11 +26,11 @@ impl fmt::Display for Proposal {
 
 /// What apply answers to the proposer.
 #[derive(Debug, Clone, Default)]
-pub struct Answer(pub v1::CommandReply);
+pub(crate) struct Answer(pub v1::CommandReply);
 
 /// A member as recorded in the membership.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// gRPC address, host:port.
     pub address: String,
     /// For people.
@@ -39,7 +39,7 @@ pub struct Peer {
 
 openraft::declare_raft_types!(
     /// Sealane's Raft: u64 node ids, several leaders per term possible, our own entries.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Proposal,
         R = Answer,
         Node = Peer,

@@ -179,7 +179,7 @@ enum State {
 enum Question {
     Auth,
     Mail(ReversePath),
-    Rcpt(Mailbox),
+    Rcpt,
     Data,
     Body,
 }
@@ -635,8 +635,8 @@ impl ServerSession {
             self.refused_recipients += 1;
             return self.error(554, (5, 1, 3), "Recipient domain must be fully qualified");
         }
-        self.push(Action::CheckRcpt(mailbox.clone()));
-        self.state = State::Waiting(Question::Rcpt(mailbox));
+        self.push(Action::CheckRcpt(mailbox));
+        self.state = State::Waiting(Question::Rcpt);
     }
 
     fn begin_data(&mut self, argument: &str) {
@@ -662,7 +662,7 @@ impl ServerSession {
                 self.sender = Some(path);
                 self.say(250, (2, 1, 0), "Sender ok");
             }
-            (Question::Rcpt(_), Verdict::Accept) => {
+            (Question::Rcpt, Verdict::Accept) => {
                 self.recipients += 1;
                 self.say(250, (2, 1, 5), "Recipient ok");
             }
@@ -670,7 +670,7 @@ impl ServerSession {
                 self.reply(&Reply::bare(354, "End data with <CR><LF>.<CR><LF>"));
                 self.state = State::Data(DataScanner::new());
             }
-            (Question::Rcpt(_), Verdict::Reply(r)) => {
+            (Question::Rcpt, Verdict::Reply(r)) => {
                 self.refused_recipients += 1;
                 self.refuse(&r);
             }

@@ -1,0 +1,116 @@
+//! Mail into the queue.
+mod link;
+mod lookup;
+mod settle;
+mod upload;
+
+pub use settle::{Content, Durable, Submission, SubmitError};
+pub use upload::{Upload, UploadError};
+
+use crate::{
+    leaders::{Leaders, View},
+    members::Members,
+};
+use lookup::Answers;
+use rand::Rng;
+use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A fresh id on `shard`, of this moment.
+pub fn new_id(shard: ShardId) -> MessageId {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut random = [0; 9];
+    rand::rng().fill(&mut random);
+    MessageId::new(shard, u64::try_from(now.as_millis()).unwrap_or(u64::MAX), random)
+}
+
+/// Enqueues on whichever node leads a shard. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SubmitClient(Arc<Desk>);
+
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) leaders: Leaders,
+    pub(crate) answers: Answers,
+    turn: AtomicUsize,
+}
+
+impl SubmitClient {
+    /// Keeps a stream to every member until `stop`.
+    pub fn start(relay: &str, members: Members, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+        let desk =
+            Arc::new(Desk { leaders: Leaders::default(), answers: Answers::default(), turn: AtomicUsize::new(0) });
+        let supervisor = link::Supervisor::new(relay.to_owned(), members, desk.clone(), tasks.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(supervisor.run()).await });
+        Self(desk)
+    }
+
+    /// The next shard that has a leader, in turn.
+    pub fn choose_shard(&self) -> Option<ShardId> {
+        let view = self.0.leaders.view();
+        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        view.led.get(turn % view.led.len().max(1)).copied()
+    }
+
+    /// Waits until any shard has a leader; `None` at the deadline.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn led_shard(&self, deadline: Instant) -> Option<ShardId> {
+        let mut views = self.0.leaders.subscribe();
+        let led = views.wait_for(|v| !v.led.is_empty());
+        tokio::time::timeout_at(deadline, led).await.ok()?.ok()?;
+        self.choose_shard()
+    }
+
+    /// How many shards have a leader now.
+    pub fn led_shards(&self) -> usize {
+        self.0.leaders.view().led.len()
+    }
+
+    /// Completes when the leaders changed since the receiver was made or last completed.
+    pub fn changes(&self) -> LeaderChanges {
+        LeaderChanges(self.0.leaders.subscribe())
+    }
+
+    /// The node that leads `shard`, if one is known.
+    pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        self.0.leaders.view().leaders.get(&shard).map(|l| l.link.node)
+    }
+
+    /// Enqueues one message and settles its outcome before `deadline`.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: after a cancellation the outcome is unknown.
+    pub async fn submit(&self, submission: Submission, deadline: Instant) -> Result<Durable, SubmitError> {
+        settle::submit(&self.0, submission, deadline).await
+    }
+
+    /// Starts a body that is too long for one entry. Its pieces become part of a message only by
+    /// [`Self::submit`] with [`Content::Uploaded`]; otherwise the control plane forgets them.
+    pub fn begin_upload(&self, id: MessageId, trace: TraceContext) -> Upload {
+        Upload::new(self.0.clone(), id, trace)
+    }
+}
+
+/// Follows leadership.
+#[derive(Debug)]
+pub struct LeaderChanges(watch::Receiver<Arc<View>>);
+
+impl LeaderChanges {
+    /// False when the client is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}

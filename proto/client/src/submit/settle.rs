@@ -1,0 +1,312 @@
+//! From a frame to an outcome that may be told to the SMTP client.
+//!
+//! 1. Until `deadline - ABORT_WINDOW`: send the Enqueue to the shard's leader; after a lost stream, a
+//!    change of leader or a temporary answer send it again, same id, same shard.
+//! 2. Then, if an Enqueue may have been proposed: Abort, until the shard answers that the id is void
+//!    (transient) or durable.
+//! 3. At the deadline: unknown.
+//!
+//! An Enqueue's "durable" counts only while no Abort was sent, since an Abort removes a message that
+//! never was leased. Answers do not say what they answer; so, once aborting, "durable" counts if
+//! every frame that this stream owes an answer to has said so.
+use super::{Desk, lookup::Registration};
+use crate::{
+    backoff::Backoff,
+    leaders::{Link, View},
+};
+use bytes::Bytes;
+use sealane_types::{MessageId, TraceContext};
+use sealane_wire::v1::{self, submit_outcome::Kind, submit_request::Frame};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+/// This long before the deadline an unsettled enqueue is aborted.
+const ABORT_WINDOW: Duration = Duration::from_secs(5);
+
+/// A message as the relay accepted it.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Its name for life; decides the shard.
+    pub id: MessageId,
+    /// From and to.
+    pub envelope: v1::Envelope,
+    /// Who brought it in (INV-2).
+    pub entry: v1::EntryRecord,
+    /// Of the receiving span.
+    pub trace: TraceContext,
+    /// Octets of the whole body, trace headers included.
+    pub size: u64,
+    /// Of the whole body.
+    pub sha256: [u8; 32],
+    /// The body.
+    pub content: Content,
+}
+
+/// Where the body is.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// At most 1 MiB, travels with the envelope.
+    Inline(Bytes),
+    /// Sent before, in this many pieces.
+    Uploaded {
+        /// As counted by [`super::Upload::finish`].
+        chunks: u32,
+    },
+}
+
+/// The shard's state machine has the message, fsynced on a majority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Durable(MessageId);
+
+impl Durable {
+    /// Which message.
+    pub fn id(&self) -> MessageId {
+        self.0
+    }
+}
+
+/// Why there is no durable message, or none that we know of.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The shard cannot take it now and nothing was proposed: try another shard with a new id.
+    #[error("not proposed: {0}")]
+    NotProposed(String),
+    /// Nothing was or ever will be accepted under this id: 451.
+    #[error("not accepted: {0}")]
+    Transient(String),
+    /// The control plane's volumes are nearly full, nothing was proposed: 452.
+    #[error("control plane is out of space")]
+    StorageFull,
+    /// The control plane does not accept this content; names the field.
+    #[error("rejected: {0}")]
+    Rejected(String),
+    /// May be durable or not: nothing may be said to the client.
+    #[error("outcome unknown")]
+    Unknown,
+}
+
+pub(super) async fn submit(desk: &Desk, submission: Submission, deadline: Instant) -> Result<Durable, SubmitError> {
+    let id = submission.id;
+    let uploaded = matches!(submission.content, Content::Uploaded { .. });
+    let mut settlement = Settlement {
+        id,
+        uploaded,
+        views: desk.leaders.subscribe(),
+        registration: desk.answers.register(id, 0),
+        unsettled: 0,
+        owed: Vec::new(),
+        backoff: Backoff::resend(),
+    };
+    let abort_at = deadline.checked_sub(ABORT_WINDOW).unwrap_or(deadline);
+    match settlement.enqueue(submission, abort_at).await {
+        Some(outcome) => outcome,
+        None => settlement.abort(deadline).await,
+    }
+}
+
+/// The settlement of one id.
+struct Settlement<'a> {
+    id: MessageId,
+    uploaded: bool,
+    views: watch::Receiver<Arc<View>>,
+    registration: Registration<'a>,
+    /// Enqueues that were sent and not answered with "nothing was proposed".
+    unsettled: u32,
+    /// Streams (by generation) that still owe answers to Enqueues, and how many.
+    owed: Vec<(u64, u32)>,
+    backoff: Backoff,
+}
+
+/// What ended a wait.
+enum Wake {
+    Answer(Kind, String),
+    /// The stream is gone, or another node leads now.
+    Elsewhere,
+    Deadline,
+}
+
+impl Settlement<'_> {
+    /// `None`: time is up and an Enqueue may have been proposed.
+    async fn enqueue(&mut self, submission: Submission, until: Instant) -> Option<Result<Durable, SubmitError>> {
+        let mut reason = "no leader".to_owned();
+        let frame = enqueue_frame(submission);
+        loop {
+            let Some(link) = self.leader() else {
+                if self.unsettled == 0 && !self.uploaded {
+                    return Some(Err(SubmitError::NotProposed(reason)));
+                }
+                if !self.wait_for_view(until).await {
+                    break;
+                }
+                continue;
+            };
+            if !send(&link, frame.clone(), until).await {
+                if Instant::now() >= until {
+                    break;
+                }
+                // The stream broke before the frame went out; its claims go with it.
+                self.pause(until).await;
+                continue;
+            }
+            self.unsettled += 1;
+            self.owe(link.generation);
+            match self.answer(&link, until).await {
+                Wake::Answer(Kind::Durable, _) => return Some(Ok(Durable(self.id))),
+                Wake::Answer(Kind::Aborted, _) => return Some(Err(SubmitError::Transient("aborted".into()))),
+                Wake::Answer(Kind::Rejected, detail) => return Some(Err(SubmitError::Rejected(detail))),
+                Wake::Answer(kind @ (Kind::NotLeader | Kind::Unavailable | Kind::StorageFull), detail) => {
+                    self.unsettled -= 1;
+                    if self.unsettled == 0 && kind == Kind::StorageFull {
+                        return Some(Err(SubmitError::StorageFull));
+                    }
+                    if self.unsettled == 0 && !self.uploaded {
+                        let why = if detail.is_empty() { kind.as_str_name().to_owned() } else { detail };
+                        return Some(Err(SubmitError::NotProposed(why)));
+                    }
+                    reason = detail;
+                    self.pause(until).await;
+                }
+                Wake::Answer(..) => self.pause(until).await,
+                Wake::Elsewhere => {}
+                Wake::Deadline => break,
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        (self.unsettled == 0).then(|| Err(SubmitError::Transient(reason)))
+    }
+
+    async fn abort(&mut self, deadline: Instant) -> Result<Durable, SubmitError> {
+        self.backoff.reset();
+        while Instant::now() < deadline {
+            let Some(link) = self.leader() else {
+                self.wait_for_view(deadline).await;
+                continue;
+            };
+            let frame = Frame::Abort(v1::Abort { id: Bytes::copy_from_slice(self.id.as_bytes()) });
+            if !send(&link, frame, deadline).await {
+                self.pause(deadline).await;
+                continue;
+            }
+            // The Abort, and the Enqueues that this stream has not answered yet.
+            let mut owed = 1 + self.owed.iter().find(|(g, _)| *g == link.generation).map_or(0, |(_, n)| *n);
+            let mut durable = true;
+            while owed > 0 {
+                match self.answer(&link, deadline).await {
+                    Wake::Answer(Kind::Aborted, _) => {
+                        return Err(SubmitError::Transient("no outcome in time; withdrawn".into()));
+                    }
+                    Wake::Answer(kind, _) => {
+                        owed -= 1;
+                        durable &= kind == Kind::Durable;
+                    }
+                    Wake::Elsewhere => {
+                        durable = false;
+                        break;
+                    }
+                    Wake::Deadline => return Err(SubmitError::Unknown),
+                }
+            }
+            if durable {
+                return Ok(Durable(self.id));
+            }
+            self.pause(deadline).await;
+        }
+        Err(SubmitError::Unknown)
+    }
+
+    fn leader(&mut self) -> Option<Link> {
+        let view = self.views.borrow_and_update();
+        view.leaders.get(&self.id.shard()).map(|l| l.link.clone())
+    }
+
+    fn owe(&mut self, generation: u64) {
+        match self.owed.iter_mut().find(|(g, _)| *g == generation) {
+            Some((_, n)) => *n += 1,
+            None => self.owed.push((generation, 1)),
+        }
+    }
+
+    /// The next answer that counts: of `link`, or a final word from anywhere.
+    async fn answer(&mut self, link: &Link, until: Instant) -> Wake {
+        loop {
+            tokio::select! {
+                biased;
+                Some(a) = self.registration.answers.recv() => {
+                    let kind = a.outcome.kind();
+                    let owes = self.owed.iter_mut().find(|(g, n)| *g == a.generation && *n > 0);
+                    let enqueue_owed = owes.map(|(_, n)| *n -= 1).is_some();
+                    if kind == Kind::ChunkDurable {
+                        continue;
+                    }
+                    let final_word = kind == Kind::Aborted || (kind == Kind::Durable && enqueue_owed && a.generation != link.generation);
+                    if a.generation == link.generation || final_word {
+                        return Wake::Answer(kind, a.outcome.detail);
+                    }
+                }
+                () = link.broken.cancelled() => {
+                    self.owed.retain(|(g, _)| *g != link.generation);
+                    return Wake::Elsewhere;
+                }
+                _ = self.views.changed() => {
+                    let now = self.views.borrow().leaders.get(&self.id.shard()).map(|l| l.link.generation);
+                    if now.is_some_and(|g| g != link.generation) {
+                        return Wake::Elsewhere;
+                    }
+                }
+                () = sleep_until(until) => return Wake::Deadline,
+            }
+        }
+    }
+
+    /// False at `until`.
+    async fn wait_for_view(&mut self, until: Instant) -> bool {
+        tokio::select! {
+            _ = self.views.changed() => true,
+            () = sleep_until(until) => false,
+        }
+    }
+
+    async fn pause(&mut self, until: Instant) {
+        let pause = Instant::now() + self.backoff.pause();
+        sleep_until(pause.min(until)).await;
+    }
+}
+
+/// False if the stream broke, or `until` came, before the frame was taken.
+pub(super) async fn send(link: &Link, frame: Frame, until: Instant) -> bool {
+    let request = v1::SubmitRequest { frame: Some(frame) };
+    // Most often there is room.
+    let request = match link.frames.try_send(request) {
+        Ok(()) => return true,
+        Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => return false,
+        Err(tokio::sync::mpsc::error::TrySendError::Full(r)) => r,
+    };
+    tokio::select! {
+        permit = link.frames.reserve() => permit.map(|p| p.send(request)).is_ok(),
+        () = link.broken.cancelled() => false,
+        () = sleep_until(until) => false,
+    }
+}
+
+fn enqueue_frame(s: Submission) -> Frame {
+    let (body, chunks) = match s.content {
+        Content::Inline(body) => (body, 0),
+        Content::Uploaded { chunks } => (Bytes::new(), chunks),
+    };
+    Frame::Enqueue(v1::Enqueue {
+        id: Bytes::copy_from_slice(s.id.as_bytes()),
+        envelope: Some(s.envelope),
+        entry: Some(s.entry),
+        trace: Some(s.trace.into()),
+        size: s.size,
+        sha256: Bytes::copy_from_slice(&s.sha256),
+        body,
+        chunks,
+    })
+}
