@@ -21,25 +21,29 @@ BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks openssl
 TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
 
-.PHONY: help run kill start stop status test build fmt lint packages-run packages-test
+.PHONY: help run kill start stop status built test build fmt lint packages-run packages-test
 
 help:
-	@sed -n 's/^# \{0,1\}//;1,10p' Makefile
+	@sed -n '1,9s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
 
-kill:
+kill: built
 	@exec $(DEV) kill $(or $(NAME),$(error which one? make kill NAME=control-plane-1))
 
-start:
+start: built
 	@exec $(DEV) start $(or $(NAME),$(error which one? make start NAME=control-plane-1))
 
-stop:
+stop: built
 	@exec $(DEV) stop
 
-status:
+status: built
 	@exec $(DEV) status
+
+# These act on a cluster that `make run` started: they build nothing.
+built:
+	@test -x $(DEV) || { echo "Nothing is built in $(TARGET) yet: make run" >&2; exit 1; }
 
 test: packages-test build
 	cargo test --workspace --locked $(strip $(TESTS))
