@@ -45,7 +45,10 @@ status: built
 built:
 	@test -x $(DEV) || { echo "Nothing is built in $(TARGET) yet: make run" >&2; exit 1; }
 
-test: packages-test build
+# Binaries and tests are built in one go: apart, Cargo would compile our crates twice, with and
+# without what only tests need.
+test: packages-test
+	cargo build --workspace --bins --tests --locked
 	cargo test --workspace --locked $(strip $(TESTS))
 
 build:
