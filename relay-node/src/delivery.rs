@@ -21,14 +21,18 @@ mod connection;
 mod control;
 mod converse;
 mod courier;
+mod driver;
 mod facts;
 mod gate;
 mod lease;
 mod lease_clock;
+mod line_ends;
 mod metrics;
 mod options;
 mod pool;
+mod queue_control;
 mod report;
+mod run;
 #[cfg(test)]
 mod tests;
 
@@ -38,4 +42,6 @@ pub use lease::{Lease, LeaseKey, LeasedRecipient};
 pub use lease_clock::LeaseClock;
 pub use metrics::{ConnectionKind, DeliveryMetrics, OutcomeKind};
 pub use options::DeliveryOptions;
+pub use queue_control::QueueControl;
 pub use report::{RecipientOutcome, Report};
+pub use run::{DeliveryContext, run};

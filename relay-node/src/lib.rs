@@ -1,4 +1,5 @@
 #![forbid(unsafe_code)]
 
+pub mod delivery;
 pub mod resolve;
 pub mod tls;

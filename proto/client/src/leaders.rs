@@ -48,7 +48,10 @@ struct Claims {
 
 impl Default for Leaders {
     fn default() -> Self {
-        Self { claims: Mutex::default(), view: watch::Sender::new(Arc::default()) }
+        Self {
+            claims: Mutex::default(),
+            view: watch::Sender::new(Arc::default()),
+        }
     }
 }
 
@@ -65,21 +68,37 @@ impl Leaders {
         if claims.contains_key(&link.node) {
             return false;
         }
-        claims.insert(link.node, Claims { link: link.clone(), shards: Vec::new() });
+        claims.insert(
+            link.node,
+            Claims {
+                link: link.clone(),
+                shards: Vec::new(),
+            },
+        );
         true
     }
     /// Replaces what this node claimed before.
     pub(crate) fn claim(&self, link: &Link, leading: &v1::Leading) {
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(c) = claims.get_mut(&link.node).filter(|c| c.link.generation == link.generation) {
-            c.shards = leading.claims.iter().filter_map(|c| Some((ShardId::new(c.shard)?, c.term))).collect();
+        if let Some(c) = claims
+            .get_mut(&link.node)
+            .filter(|c| c.link.generation == link.generation)
+        {
+            c.shards = leading
+                .claims
+                .iter()
+                .filter_map(|c| Some((ShardId::new(c.shard)?, c.term)))
+                .collect();
         }
         self.publish(&claims);
     }
     /// The stream is gone, its claims with it.
     pub(crate) fn leave(&self, link: &Link) {
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        if claims.get(&link.node).is_some_and(|c| c.link.generation == link.generation) {
+        if claims
+            .get(&link.node)
+            .is_some_and(|c| c.link.generation == link.generation)
+        {
             claims.remove(&link.node);
         }
         self.publish(&claims);
@@ -90,7 +109,13 @@ impl Leaders {
         for c in claims.values() {
             for (shard, term) in &c.shards {
                 if leaders.get(shard).is_none_or(|l| l.term < *term) {
-                    leaders.insert(*shard, Leader { term: *term, link: c.link.clone() });
+                    leaders.insert(
+                        *shard,
+                        Leader {
+                            term: *term,
+                            link: c.link.clone(),
+                        },
+                    );
                 }
             }
         }

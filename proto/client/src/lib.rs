@@ -1,28 +1,18 @@
-//! What the other processes use of the control plane: leader-aware, reconnecting gRPC clients.
+//! A relay node's side of the control plane: enqueue, leases, policy.
 //!
 //! ```text
-//!   SubmitClient ──┐                      ┌── control-plane-1
-//!   DeliverClient ─┼─ one stream per node ┼── control-plane-2
-//!   PolicyWatch  ──┘                      └── control-plane-3
+//!  ControlPlane ── one Link per control-plane node ── Submit, Deliver, Watch streams (reconnecting)
+//!       │                     │ Leading frames
+//!       └ leaders: shard → (term, link) ◄┘
 //! ```
 //!
-//! Entry points: [`SubmitClient`] (mail into the queue), [`DeliverClient`] (leases out of it, outcomes
-//! into it), [`PolicyWatch`] (the policy in force). All share one [`Members`]: the addresses of the
-//! control plane, configured at first, then as its nodes report them.
-//!
-//! Invariants: a message is only ever called durable on the word of its shard's state machine; a
-//! refusal as transient means that the message never will be delivered; everything else is unknown,
-//! and said to be.
+//! The rule of two outcomes lives in [`ControlPlane::submit`]: it answers "durable", or "certainly
+//! not accepted", or admits that nobody knows.
 #![forbid(unsafe_code)]
 
-mod backoff;
-mod deliver;
-mod leaders;
-mod members;
-mod policy_watch;
+mod control;
+mod link;
 mod submit;
 
-pub use deliver::{BodyStream, DeliverClient, FetchError, LeasedWork, Renewal};
-pub use members::{Dial, Members, mtls};
-pub use policy_watch::PolicyWatch;
-pub use submit::{LeaderChanges, Content, Durable, Submission, SubmitClient, SubmitError, Upload, UploadError, new_id};
+pub use control::ControlPlane;
+pub use submit::{Submission, SubmitError};

@@ -22,7 +22,9 @@ pub struct Members {
 
 impl fmt::Debug for Members {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Members").field("all", &*self.all.borrow()).finish_non_exhaustive()
+        f.debug_struct("Members")
+            .field("all", &*self.all.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -30,7 +32,11 @@ impl Members {
     /// `seeds` stay for good; at least one of them must lead to a living node at start.
     pub fn new(seeds: Vec<String>, dial: Dial) -> Self {
         let seeds: Arc<[String]> = seeds.into();
-        Self { all: watch::Sender::new(seeds.clone()), seeds, dial }
+        Self {
+            all: watch::Sender::new(seeds.clone()),
+            seeds,
+            dial,
+        }
     }
     /// A channel to one of them.
     pub fn dial(&self, address: &str) -> anyhow::Result<Channel> {

@@ -35,11 +35,17 @@ async fn follow(name: String, members: Members, tx: watch::Sender<Option<Arc<Pol
     let mut turn = 0usize;
     loop {
         let addresses = members.addresses();
-        let Some(address) = addresses.get(turn % addresses.len().max(1)) else { return };
+        let Some(address) = addresses.get(turn % addresses.len().max(1)) else {
+            return;
+        };
         turn = turn.wrapping_add(1);
         match watch_one(&name, &members, address, &tx, &mut backoff).await {
-            Ok(()) => tracing::info!(%address, "policy stream ended; the last policy stays in force"),
-            Err(e) => tracing::info!(%address, error = %e, "no policy stream; the last policy stays in force"),
+            Ok(()) => {
+                tracing::info!(%address, "policy stream ended; the last policy stays in force")
+            }
+            Err(e) => {
+                tracing::info!(%address, error = %e, "no policy stream; the last policy stays in force")
+            }
         }
         tokio::time::sleep(backoff.pause()).await;
     }
@@ -53,16 +59,28 @@ async fn watch_one(
     backoff: &mut Backoff,
 ) -> anyhow::Result<()> {
     let mut client = PolicyClient::new(members.dial(address)?).max_decoding_message_size(MAX_SET);
-    let request = v1::PolicyWatchRequest { watcher: name.to_owned() };
-    let mut sets = tokio::time::timeout(FIRST, client.watch(request)).await??.into_inner();
+    let request = v1::PolicyWatchRequest {
+        watcher: name.to_owned(),
+    };
+    let mut sets = tokio::time::timeout(FIRST, client.watch(request))
+        .await??
+        .into_inner();
     let mut first = true;
     loop {
-        let set = if first { tokio::time::timeout(FIRST, sets.message()).await?? } else { sets.message().await? };
+        let set = if first {
+            tokio::time::timeout(FIRST, sets.message()).await??
+        } else {
+            sets.message().await?
+        };
         let Some(set) = set else { return Ok(()) };
         first = false;
         backoff.reset();
         // A node that lags behind does not take us back.
-        if tx.borrow().as_ref().is_some_and(|now: &Arc<PolicySnapshot>| now.revision() >= set.revision) {
+        if tx
+            .borrow()
+            .as_ref()
+            .is_some_and(|now: &Arc<PolicySnapshot>| now.revision() >= set.revision)
+        {
             continue;
         }
         match PolicySnapshot::from_wire(&set) {
@@ -70,7 +88,9 @@ async fn watch_one(
                 tracing::info!(revision = snapshot.revision(), "policy in force");
                 tx.send_replace(Some(Arc::new(snapshot)));
             }
-            Err(e) => tracing::error!(revision = set.revision, error = %e, "policy not understood; the last one stays"),
+            Err(e) => {
+                tracing::error!(revision = set.revision, error = %e, "policy not understood; the last one stays")
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 //! EHLO, STARTTLS and QUIT. There is no switch for that.
 #![forbid(unsafe_code)]
 
+pub mod client;
 mod durable;
 pub mod server;
 mod syntax;

@@ -3,10 +3,11 @@ use super::{
     ControlPlane, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, Renewal, Report,
     account,
     connect::{Connector, Requirement},
+    connection::Connection,
     converse::{Broken, Content},
     facts,
     gate::Gates,
-    metrics::ConnectionKind,
+    metrics::{ConnectionKind, OutcomeKind},
     pool::{Pool, PoolKey},
     report::{HopFailure, RecipientOutcome},
 };
@@ -18,7 +19,10 @@ use sealane_policy::{Destination, PolicySnapshot};
 use sealane_runtime::telemetry;
 use sealane_tls_policy::{Judgement, SessionFacts, TlsSession, decide, judge};
 use std::sync::Arc;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, field::Empty};
 
@@ -33,6 +37,8 @@ pub struct Courier<C> {
     pub(crate) metrics: DeliveryMetrics,
     pub(crate) pool: Pool,
     pub(crate) gates: Gates,
+    /// Attempts at once, over all destinations.
+    pub(crate) places: Semaphore,
     /// Nothing new is started any more.
     pub(crate) stopping: CancellationToken,
 }
@@ -59,7 +65,24 @@ impl<C: ControlPlane> Courier<C> {
         let connector = Connector::new(hostname, tls, resolver.guard(), options.clone());
         let pool = Pool::new(options.idle.0);
         let gates = Gates::default();
-        Self { control, policy, resolver, connector, options, metrics, pool, gates, stopping: CancellationToken::new() }
+        let places = Semaphore::new(options.credits as usize);
+        let stopping = CancellationToken::new();
+        Self { control, policy, resolver, connector, options, metrics, pool, gates, places, stopping }
+    }
+
+    /// Idle connections whose time is over; say [`Self::farewell`] to them.
+    pub(crate) fn idle_over(&self) -> Vec<Connection> {
+        self.pool.expired()
+    }
+
+    /// All idle connections.
+    pub(crate) fn idle_all(&self) -> Vec<Connection> {
+        self.pool.drain()
+    }
+
+    /// QUIT.
+    pub(crate) async fn farewell(&self, connection: Connection) {
+        connection.quit(&self.options).await;
     }
 
     /// From now on leases that wait for their turn are given back.
@@ -124,10 +147,14 @@ impl<C: ControlPlane> Courier<C> {
             return Ok(HopFailure::own((4, 3, 5), "no policy is known yet").for_all(lease));
         };
         let destination = policy.destination(lease.destination.as_str());
-        let _place = tokio::select! {
+        let turn = async {
+            let gate = self.gates.enter(lease.destination.as_str(), destination.limits.connections).await;
+            (gate, self.places.acquire().await.expect("never closed"))
+        };
+        let _turn = tokio::select! {
             biased;
             () = self.stopping.cancelled() => return Err(Ended::NotStarted),
-            place = self.gates.enter(lease.destination.as_str(), destination.limits.connections) => place,
+            turn = turn => turn,
         };
         let hops = match self.resolve(lease, &destination).await {
             Ok(hops) => hops,
@@ -237,7 +264,7 @@ enum HopEnd {
 /// Of two failures the one that is reported: temporary before permanent, and among equals one that
 /// TLS did not cause, because its longer lifetime is the right one when some host merely was down.
 fn worse(a: Option<HopFailure>, b: HopFailure) -> HopFailure {
-    let rank = |f: &HopFailure| (f.reply.enhanced.is_none_or(|e| e.0 != 5), !f.tls_caused);
+    let rank = |f: &HopFailure| (f.kind == OutcomeKind::Deferred, !f.tls_caused);
     match a {
         Some(a) if rank(&a) > rank(&b) => a,
         _ => b,

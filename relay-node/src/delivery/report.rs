@@ -32,7 +32,7 @@ pub struct RecipientOutcome {
 /// Why no transaction took place with a hop, or not to its end.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HopFailure {
-    /// Class 5 is permanent.
+    pub(crate) kind: OutcomeKind,
     pub(crate) reply: Reply,
     pub(crate) remote: String,
     pub(crate) tls: Option<TlsFacts>,
@@ -40,11 +40,21 @@ pub(crate) struct HopFailure {
 }
 
 impl HopFailure {
-    /// A failure of our own finding.
+    /// A failure of our own finding; class 5 is permanent.
     pub(crate) fn own(status: (u8, u16, u16), text: impl Into<String>) -> Self {
         let (class, subject, detail) = status;
+        let kind = if class == 5 { OutcomeKind::Failed } else { OutcomeKind::Deferred };
         let reply = Reply { code: 0, enhanced: Some(EnhancedStatus(class, subject, detail)), text: text.into() };
-        Self { reply, remote: String::new(), tls: None, tls_caused: false }
+        Self { kind, reply, remote: String::new(), tls: None, tls_caused: false }
+    }
+    /// The peer sent us away before it heard of a message: temporary, whatever it said, because
+    /// nothing was said about this message (RFC 5321 section 3.1 leaves 5yz greetings to us).
+    pub(crate) fn refused(reply: Reply) -> Self {
+        Self { kind: OutcomeKind::Deferred, reply, remote: String::new(), tls: None, tls_caused: false }
+    }
+    pub(crate) fn within(mut self, tls: &TlsFacts) -> Self {
+        self.tls = Some(tls.clone());
+        self
     }
     pub(crate) fn at(mut self, remote: &str) -> Self {
         remote.clone_into(&mut self.remote);
@@ -54,13 +64,6 @@ impl HopFailure {
         self.tls_caused = true;
         self
     }
-    /// Permanent if the status says so; unknown means temporary.
-    pub(crate) fn kind(&self) -> OutcomeKind {
-        match self.reply.enhanced {
-            Some(EnhancedStatus(5, ..)) => OutcomeKind::Failed,
-            _ => OutcomeKind::Deferred,
-        }
-    }
     /// The same failure for every recipient of the lease.
     pub(crate) fn for_all(&self, lease: &Lease) -> Vec<RecipientOutcome> {
         lease
@@ -68,7 +71,7 @@ impl HopFailure {
             .iter()
             .map(|r| RecipientOutcome {
                 number: r.number,
-                kind: self.kind(),
+                kind: self.kind,
                 reply: self.reply.clone(),
                 remote: self.remote.clone(),
                 tls: self.tls.clone(),

@@ -1,16 +1,132 @@
 //! The task that takes leases and keeps attempts going.
-use super::{ControlPlane, Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, QueueControl};
+use super::{Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, QueueControl};
 use crate::{resolve::Resolver, tls::TlsConnector};
+use sealane_client::{DeliverClient, LeasedWork};
 use sealane_policy::PolicySnapshot;
+use sealane_wire::v1;
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How often idle connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 /// For the QUITs at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Everything delivery needs.
+#[derive(Debug)]
+pub struct DeliveryContext {
+    /// Our name in EHLO.
+    pub hostname: String,
+    /// Leases and outcomes. It must live until [`run`] returns.
+    pub control: DeliverClient,
+    /// The policy in force.
+    pub policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    /// Addresses of destinations.
+    pub resolver: Arc<Resolver>,
+    /// Outbound TLS.
+    pub tls: TlsConnector,
+    /// Limits and deadlines.
+    pub options: DeliveryOptions,
+    /// Counters.
+    pub metrics: DeliveryMetrics,
+    /// How long running attempts may take after `shutdown`.
+    pub drain_timeout: Duration,
+}
+
+/// Delivers until `shutdown`; then takes no more leases, gives back those not begun, lets the others
+/// finish within the drain timeout and waits for their outcomes to be recorded.
+///
+/// # Cancel safety
+/// All attempts end at once, as if the process died.
+pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
+    let client = context.control.clone();
+    let courier = Arc::new(Courier::new(
+        context.hostname,
+        QueueControl::new(context.control),
+        context.policy,
+        context.resolver,
+        context.tls,
+        context.options,
+        context.metrics,
+    ));
+    let mut attempts = JoinSet::new();
+    let mut farewells = JoinSet::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(ended) = attempts.join_next() => note(ended),
+            Some(ended) = farewells.join_next() => note(ended),
+            _ = sweep.tick() => {
+                for connection in courier.idle_over() {
+                    let courier = Arc::clone(&courier);
+                    farewells.spawn(async move { courier.farewell(connection).await });
+                }
+            }
+            work = client.lease() => match work {
+                Some(work) => start(&courier, work, &mut attempts),
+                None => break,
+            },
+        }
+    }
+    drain(&courier, &mut attempts, context.drain_timeout).await;
+    for connection in courier.idle_all() {
+        let courier = Arc::clone(&courier);
+        farewells.spawn(async move { courier.farewell(connection).await });
+    }
+    let _ = tokio::time::timeout(FAREWELL, async { while farewells.join_next().await.is_some() {} }).await;
+}
+
+fn start(courier: &Arc<Courier<QueueControl>>, work: LeasedWork, attempts: &mut JoinSet<()>) {
+    let reference = v1::LeaseRef { id: work.lease.id.clone(), epoch: work.lease.epoch };
+    match Lease::try_from(work.lease) {
+        Ok(lease) => {
+            let clock = LeaseClock::new(work.received, lease.length);
+            let courier = Arc::clone(courier);
+            attempts.spawn(async move { courier.deliver(lease, clock).await });
+        }
+        Err(error) => {
+            // Ours or the control plane's mistake: the lease runs out, and every holder logs it.
+            tracing::error!(%error, epoch = reference.epoch, "lease not understood");
+        }
+    }
+}
+
+async fn drain(courier: &Courier<QueueControl>, attempts: &mut JoinSet<()>, patience: Duration) {
+    let end = Instant::now() + patience;
+    let client = courier.control.client();
+    client.pause();
+    courier.stop();
+    let late = async {
+        // Leases that were on their way when we paused.
+        while let Some(work) = client.lease().await {
+            client.give_back(vec![v1::LeaseRef { id: work.lease.id, epoch: work.lease.epoch }]);
+        }
+        std::future::pending::<()>().await;
+    };
+    let running = async {
+        while let Some(ended) = attempts.join_next().await {
+            note(ended);
+        }
+        client.settled().await;
+    };
+    tokio::select! {
+        () = running => {}
+        () = late => {}
+        () = tokio::time::sleep_until(end) => {}
+    }
+    if !attempts.is_empty() {
+        tracing::warn!(attempts = attempts.len(), "drain timeout: running attempts are cut off");
+        attempts.shutdown().await;
+    }
+}
+
+fn note(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a delivery task panicked; its lease runs out");
+    }
+}

@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 /// Frames on their way to one node. When full, submissions wait: the node's flow control reaches the
 /// SMTP peers.
@@ -33,8 +33,13 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(relay: String, members: Members, desk: Arc<Desk>, _tasks: TaskTracker) -> Self {
-        Self { relay, members, desk, generations: Arc::default() }
+    pub(super) fn new(relay: String, members: Members, desk: Arc<Desk>) -> Self {
+        Self {
+            relay,
+            members,
+            desk,
+            generations: Arc::default(),
+        }
     }
 
     pub(super) async fn run(self) {
@@ -99,15 +104,25 @@ impl Runner {
         use submit_reply::Frame;
         let mut client = QueueClient::new(self.members.dial(&self.address)?);
         let (frames, queued) = mpsc::channel(FRAMES);
-        let hello = submit_request::Frame::Hello(v1::SubmitHello { relay: self.relay.clone() });
-        frames.send(v1::SubmitRequest { frame: Some(hello) }).await?;
+        let hello = submit_request::Frame::Hello(v1::SubmitHello {
+            relay: self.relay.clone(),
+        });
+        frames
+            .send(v1::SubmitRequest { frame: Some(hello) })
+            .await?;
         let opening = async {
-            let mut replies = client.submit(ReceiverStream::new(queued)).await?.into_inner();
+            let mut replies = client
+                .submit(ReceiverStream::new(queued))
+                .await?
+                .into_inner();
             let first = replies.message().await?;
             anyhow::Ok((replies, first))
         };
         let (mut replies, first) = timeout(HELLO, opening).await??;
-        let Some(v1::SubmitReply { frame: Some(Frame::Hello(hello)) }) = first else {
+        let Some(v1::SubmitReply {
+            frame: Some(Frame::Hello(hello)),
+        }) = first
+        else {
             anyhow::bail!("no hello");
         };
         self.members.learn(&hello.control_addresses);
@@ -120,7 +135,10 @@ impl Runner {
         if !self.desk.leaders.join(&link) {
             return Ok(End::Redundant);
         }
-        let _left = Joined { desk: &self.desk, link: &link };
+        let _left = Joined {
+            desk: &self.desk,
+            link: &link,
+        };
         backoff.reset();
         tracing::info!(address = %self.address, node = %link.node, "submit stream open");
         loop {

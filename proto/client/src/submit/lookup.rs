@@ -28,16 +28,30 @@ impl Answers {
     /// Until the registration is dropped, answers about `id` and `seq` go to it.
     pub(crate) fn register(&self, id: MessageId, seq: u32) -> Registration<'_> {
         let (tx, answers) = mpsc::channel(PENDING);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((id, seq), tx);
-        Registration { table: self, key: (id, seq), answers }
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((id, seq), tx);
+        Registration {
+            table: self,
+            key: (id, seq),
+            answers,
+        }
     }
 
     /// An answer that nobody waits for (any more) is dropped.
     pub(crate) fn deliver(&self, generation: u64, outcome: v1::SubmitOutcome) {
-        let Ok(id) = message_id("outcome.id", &outcome.id) else { return };
+        let Ok(id) = message_id("outcome.id", &outcome.id) else {
+            return;
+        };
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tx) = table.get(&(id, outcome.seq))
-            && tx.try_send(Answer { generation, outcome }).is_err()
+            && tx
+                .try_send(Answer {
+                    generation,
+                    outcome,
+                })
+                .is_err()
         {
             tracing::warn!(message.id = %id, "more answers than questions");
         }
@@ -54,6 +68,10 @@ pub(crate) struct Registration<'a> {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.table.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.table
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
     }
 }

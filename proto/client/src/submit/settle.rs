@@ -89,7 +89,11 @@ pub enum SubmitError {
     Unknown,
 }
 
-pub(super) async fn submit(desk: &Desk, submission: Submission, deadline: Instant) -> Result<Durable, SubmitError> {
+pub(super) async fn submit(
+    desk: &Desk,
+    submission: Submission,
+    deadline: Instant,
+) -> Result<Durable, SubmitError> {
     let id = submission.id;
     let uploaded = matches!(submission.content, Content::Uploaded { .. });
     let mut settlement = Settlement {
@@ -131,7 +135,11 @@ enum Wake {
 
 impl Settlement<'_> {
     /// `None`: time is up and an Enqueue may have been proposed.
-    async fn enqueue(&mut self, submission: Submission, until: Instant) -> Option<Result<Durable, SubmitError>> {
+    async fn enqueue(
+        &mut self,
+        submission: Submission,
+        until: Instant,
+    ) -> Option<Result<Durable, SubmitError>> {
         let mut reason = "no leader".to_owned();
         let frame = enqueue_frame(submission);
         loop {
@@ -154,17 +162,28 @@ impl Settlement<'_> {
             }
             self.unsettled += 1;
             self.owe(link.generation);
-            match self.answer(&link, until).await {
+            match self.answer(&link, until, false).await {
                 Wake::Answer(Kind::Durable, _) => return Some(Ok(Durable(self.id))),
-                Wake::Answer(Kind::Aborted, _) => return Some(Err(SubmitError::Transient("aborted".into()))),
-                Wake::Answer(Kind::Rejected, detail) => return Some(Err(SubmitError::Rejected(detail))),
-                Wake::Answer(kind @ (Kind::NotLeader | Kind::Unavailable | Kind::StorageFull), detail) => {
+                Wake::Answer(Kind::Aborted, _) => {
+                    return Some(Err(SubmitError::Transient("aborted".into())));
+                }
+                Wake::Answer(Kind::Rejected, detail) => {
+                    return Some(Err(SubmitError::Rejected(detail)));
+                }
+                Wake::Answer(
+                    kind @ (Kind::NotLeader | Kind::Unavailable | Kind::StorageFull),
+                    detail,
+                ) => {
                     self.unsettled -= 1;
                     if self.unsettled == 0 && kind == Kind::StorageFull {
                         return Some(Err(SubmitError::StorageFull));
                     }
                     if self.unsettled == 0 && !self.uploaded {
-                        let why = if detail.is_empty() { kind.as_str_name().to_owned() } else { detail };
+                        let why = if detail.is_empty() {
+                            kind.as_str_name().to_owned()
+                        } else {
+                            detail
+                        };
                         return Some(Err(SubmitError::NotProposed(why)));
                     }
                     reason = detail;
@@ -188,18 +207,26 @@ impl Settlement<'_> {
                 self.wait_for_view(deadline).await;
                 continue;
             };
-            let frame = Frame::Abort(v1::Abort { id: Bytes::copy_from_slice(self.id.as_bytes()) });
+            let frame = Frame::Abort(v1::Abort {
+                id: Bytes::copy_from_slice(self.id.as_bytes()),
+            });
             if !send(&link, frame, deadline).await {
                 self.pause(deadline).await;
                 continue;
             }
             // The Abort, and the Enqueues that this stream has not answered yet.
-            let mut owed = 1 + self.owed.iter().find(|(g, _)| *g == link.generation).map_or(0, |(_, n)| *n);
+            let mut owed = 1 + self
+                .owed
+                .iter()
+                .find(|(g, _)| *g == link.generation)
+                .map_or(0, |(_, n)| *n);
             let mut durable = true;
             while owed > 0 {
-                match self.answer(&link, deadline).await {
+                match self.answer(&link, deadline, true).await {
                     Wake::Answer(Kind::Aborted, _) => {
-                        return Err(SubmitError::Transient("no outcome in time; withdrawn".into()));
+                        return Err(SubmitError::Transient(
+                            "no outcome in time; withdrawn".into(),
+                        ));
                     }
                     Wake::Answer(kind, _) => {
                         owed -= 1;
@@ -233,7 +260,7 @@ impl Settlement<'_> {
     }
 
     /// The next answer that counts: of `link`, or a final word from anywhere.
-    async fn answer(&mut self, link: &Link, until: Instant) -> Wake {
+    async fn answer(&mut self, link: &Link, until: Instant, aborting: bool) -> Wake {
         loop {
             tokio::select! {
                 biased;
@@ -244,7 +271,7 @@ impl Settlement<'_> {
                     if kind == Kind::ChunkDurable {
                         continue;
                     }
-                    let final_word = kind == Kind::Aborted || (kind == Kind::Durable && enqueue_owed && a.generation != link.generation);
+                    let final_word = kind == Kind::Aborted || (kind == Kind::Durable && enqueue_owed && !aborting);
                     if a.generation == link.generation || final_word {
                         return Wake::Answer(kind, a.outcome.detail);
                     }
