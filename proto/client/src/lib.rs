@@ -1,18 +1,31 @@
-//! A relay node's side of the control plane: enqueue, leases, policy.
+//! What the other processes use of the control plane: leader-aware, reconnecting gRPC clients.
 //!
 //! ```text
-//!  ControlPlane ── one Link per control-plane node ── Submit, Deliver, Watch streams (reconnecting)
-//!       │                     │ Leading frames
-//!       └ leaders: shard → (term, link) ◄┘
+//!   SubmitClient ──┐                      ┌── control-plane-1
+//!   DeliverClient ─┼─ one stream per node ┼── control-plane-2
+//!   PolicyWatch  ──┘                      └── control-plane-3
 //! ```
 //!
-//! The rule of two outcomes lives in [`ControlPlane::submit`]: it answers "durable", or "certainly
-//! not accepted", or admits that nobody knows.
+//! Entry points: [`SubmitClient`] (mail into the queue), [`DeliverClient`] (leases out of it, outcomes
+//! into it), [`PolicyWatch`] (the policy in force). All share one [`Members`]: the addresses of the
+//! control plane, configured at first, then as its nodes report them.
+//!
+//! Invariants: a message is only ever called durable on the word of its shard's state machine; a
+//! refusal as transient means that the message never will be delivered; everything else is unknown,
+//! and said to be.
 #![forbid(unsafe_code)]
 
-mod control;
-mod link;
+mod backoff;
+mod deliver;
+mod leaders;
+mod members;
+mod policy_watch;
 mod submit;
 
-pub use control::ControlPlane;
-pub use submit::{Submission, SubmitError};
+pub use deliver::{BodyStream, DeliverClient, FetchError, LeasedWork, Renewal};
+pub use members::{Dial, Members, mtls};
+pub use policy_watch::PolicyWatch;
+pub use submit::{
+    Content, Durable, LeaderChanges, Submission, SubmitClient, SubmitError, Upload, UploadError,
+    new_id,
+};

@@ -1,161 +1,139 @@
-//! Enqueue with exactly two outcomes, and the honest third.
-use crate::{control::ControlPlane, link::NoAnswer};
-use bytes::Bytes;
-use sealane_types::MessageId;
-use sealane_wire::v1::{self, submit_outcome::Kind, submit_request::Frame};
-use std::time::Duration;
-use tokio::time::Instant;
+//! Mail into the queue.
+mod link;
+mod lookup;
+mod settle;
+mod upload;
 
-/// The last part of the deadline is kept for the abort.
-const ABORT: Duration = Duration::from_secs(6);
-/// One proposal is waited for at most this long before it is asked again.
-const TRY: Duration = Duration::from_secs(8);
-const PAUSE: Duration = Duration::from_millis(50);
+pub use settle::{Content, Durable, Submission, SubmitError};
+pub use upload::{Upload, UploadError};
 
-/// A message on its way into the queue.
+use crate::{
+    leaders::{Leaders, View},
+    members::Members,
+};
+use lookup::Answers;
+use rand::Rng;
+use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A fresh id on `shard`, of this moment.
+pub fn new_id(shard: ShardId) -> MessageId {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let mut random = [0; 9];
+    rand::rng().fill(&mut random);
+    MessageId::new(
+        shard,
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        random,
+    )
+}
+
+/// Enqueues on whichever node leads a shard. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Submission {
-    /// Names shard and message.
-    pub id: MessageId,
-    /// Checked envelope.
-    pub envelope: v1::Envelope,
-    /// Who brought it.
-    pub entry: v1::EntryRecord,
-    /// To be continued by every attempt.
-    pub trace: v1::TraceContext,
-    /// Octets.
-    pub size: u64,
-    /// Digest of all of them.
-    pub sha256: [u8; 32],
-    /// All of them if `chunks` is 0.
-    pub body: Bytes,
-    /// Pieces sent before with [`ControlPlane::push_chunk`].
-    pub chunks: u32,
+pub struct SubmitClient(Arc<Desk>);
+
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) leaders: Leaders,
+    pub(crate) answers: Answers,
+    turn: AtomicUsize,
 }
 
-/// Why a message is not known to be durable.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// It certainly is not and never will be: 451 is true.
-    #[error("not accepted: {0}")]
-    Transient(String),
-    /// The same, because the volumes are full: 452.
-    #[error("not accepted: queue storage is full")]
-    StorageFull,
-    /// The same, and trying again would not help.
-    #[error("refused: {0}")]
-    Rejected(String),
-    /// Nobody knows. Say nothing to the client.
-    #[error("outcome unknown")]
-    Unknown,
-}
+impl SubmitClient {
+    /// Keeps a stream to every member until `stop`.
+    pub fn start(
+        relay: &str,
+        members: Members,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let desk = Arc::new(Desk {
+            leaders: Leaders::default(),
+            answers: Answers::default(),
+            turn: AtomicUsize::new(0),
+        });
+        let supervisor = link::Supervisor::new(relay.to_owned(), members, desk.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(supervisor.run()).await });
+        Self(desk)
+    }
 
-impl ControlPlane {
-    /// Makes a message durable, or makes sure that it never will be.
+    /// The next shard that has a leader, in turn.
+    pub fn choose_shard(&self) -> Option<ShardId> {
+        let view = self.0.leaders.view();
+        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        view.led.get(turn % view.led.len().max(1)).copied()
+    }
+
+    /// Waits until any shard has a leader; `None` at the deadline.
     ///
     /// # Cancel safety
-    /// A dropped call leaves the outcome unknown.
-    pub async fn submit(&self, s: Submission, deadline: Instant) -> Result<(), SubmitError> {
-        let id = Bytes::copy_from_slice(s.id.as_bytes());
-        let frame = Frame::Enqueue(v1::Enqueue {
-            id: id.clone(),
-            envelope: Some(s.envelope),
-            entry: Some(s.entry),
-            trace: Some(s.trace),
-            size: s.size,
-            sha256: s.sha256.to_vec().into(),
-            body: s.body,
-            chunks: s.chunks,
-        });
-        self.settle(s.id, frame, Kind::Durable, deadline, s.chunks > 0).await
+    /// Cancel safe.
+    pub async fn led_shard(&self, deadline: Instant) -> Option<ShardId> {
+        let mut views = self.0.leaders.subscribe();
+        let led = views.wait_for(|v| !v.led.is_empty());
+        tokio::time::timeout_at(deadline, led).await.ok()?.ok()?;
+        self.choose_shard()
     }
 
-    /// Makes one piece of a large body durable.
-    pub async fn push_chunk(
+    /// How many shards have a leader now.
+    pub fn led_shards(&self) -> usize {
+        self.0.leaders.view().led.len()
+    }
+
+    /// Completes when the leaders changed since the receiver was made or last completed.
+    pub fn changes(&self) -> LeaderChanges {
+        LeaderChanges(self.0.leaders.subscribe())
+    }
+
+    /// The node that leads `shard`, if one is known.
+    pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        self.0
+            .leaders
+            .view()
+            .leaders
+            .get(&shard)
+            .map(|l| l.link.node)
+    }
+
+    /// Enqueues one message and settles its outcome before `deadline`.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: after a cancellation the outcome is unknown.
+    pub async fn submit(
         &self,
-        id: MessageId,
-        seq: u32,
-        data: Bytes,
-        trace: v1::TraceContext,
+        submission: Submission,
         deadline: Instant,
-    ) -> Result<(), SubmitError> {
-        let frame =
-            Frame::Chunk(v1::Chunk { id: Bytes::copy_from_slice(id.as_bytes()), seq, data, trace: Some(trace) });
-        self.settle(id, frame, Kind::ChunkDurable, deadline, true).await
+    ) -> Result<Durable, SubmitError> {
+        settle::submit(&self.0, submission, deadline).await
     }
 
-    /// Forgets a message that was begun; best effort, the queue forgets it by itself later.
-    pub async fn abandon(&self, id: MessageId) {
-        let _ = self.abort(id, Instant::now() + Duration::from_secs(2)).await;
+    /// Starts a body that is too long for one entry. Its pieces become part of a message only by
+    /// [`Self::submit`] with [`Content::Uploaded`]; otherwise the control plane forgets them.
+    pub fn begin_upload(&self, id: MessageId, trace: TraceContext) -> Upload {
+        Upload::new(self.0.clone(), id, trace)
     }
+}
 
-    async fn settle(
-        &self,
-        id: MessageId,
-        frame: Frame,
-        wanted: Kind,
-        deadline: Instant,
-        mut sent: bool,
-    ) -> Result<(), SubmitError> {
-        let raw = Bytes::copy_from_slice(id.as_bytes());
-        let last_try = deadline.checked_sub(ABORT).unwrap_or(deadline);
-        let mut reason = String::from("no leader for the queue shard");
-        while Instant::now() < last_try {
-            let Some(link) = self.leader(id.shard().get()) else {
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            };
-            let limit = TRY.min(last_try.saturating_duration_since(Instant::now()));
-            match link.ask(raw.clone(), frame.clone(), limit).await {
-                Ok(o) => match o.kind() {
-                    k if k == wanted => return Ok(()),
-                    // A late answer to a repetition.
-                    Kind::Durable => return Ok(()),
-                    Kind::Aborted => return Err(SubmitError::Transient("aborted".into())),
-                    Kind::Rejected if !sent => return Err(SubmitError::Rejected(o.detail)),
-                    Kind::Rejected => {
-                        reason = o.detail;
-                        break;
-                    }
-                    Kind::StorageFull if !sent => return Err(SubmitError::StorageFull),
-                    Kind::Unknown => {
-                        sent = true;
-                        reason = o.detail;
-                    }
-                    _ => reason = o.detail,
-                },
-                Err(NoAnswer::NotSent) => {}
-                Err(NoAnswer::Unknown) => {
-                    sent = true;
-                    reason = "the control plane did not answer".into();
-                }
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        if !sent {
-            return Err(SubmitError::Transient(reason));
-        }
-        match self.abort(id, deadline).await {
-            Some(Kind::Aborted) => Err(SubmitError::Transient(reason)),
-            Some(Kind::Durable) if wanted == Kind::Durable => Ok(()),
-            _ => Err(SubmitError::Unknown),
-        }
-    }
+/// Follows leadership.
+#[derive(Debug)]
+pub struct LeaderChanges(watch::Receiver<Arc<View>>);
 
-    async fn abort(&self, id: MessageId, deadline: Instant) -> Option<Kind> {
-        let raw = Bytes::copy_from_slice(id.as_bytes());
-        while Instant::now() < deadline {
-            if let Some(link) = self.leader(id.shard().get()) {
-                let limit = deadline.saturating_duration_since(Instant::now());
-                let frame = Frame::Abort(v1::Abort { id: raw.clone() });
-                if let Ok(o) = link.ask(raw.clone(), frame, limit).await
-                    && matches!(o.kind(), Kind::Aborted | Kind::Durable)
-                {
-                    return Some(o.kind());
-                }
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        None
+impl LeaderChanges {
+    /// False when the client is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
     }
 }
