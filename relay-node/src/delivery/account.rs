@@ -17,7 +17,11 @@ pub(crate) fn record_session(remote: &str, tls: &TlsFacts) {
 pub(crate) fn settle(lease: &Lease, outcomes: &[RecipientOutcome], metrics: &DeliveryMetrics) {
     for outcome in outcomes {
         metrics.recipient(outcome.kind, outcome.tls_caused);
-        let mailbox = lease.recipients.iter().find(|r| r.number == outcome.number).map(|r| r.mailbox.to_string());
+        let mailbox = lease
+            .recipients
+            .iter()
+            .find(|r| r.number == outcome.number)
+            .map(|r| r.mailbox.to_string());
         let tls = outcome.tls.as_ref();
         tracing::info!(
             message_id = %lease.key.id,

@@ -33,15 +33,29 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    pub(crate) fn new(hostname: String, tls: TlsConnector, guard: AddressGuard, options: DeliveryOptions) -> Self {
-        Self { hostname, tls, guard, options }
+    pub(crate) fn new(
+        hostname: String,
+        tls: TlsConnector,
+        guard: AddressGuard,
+        options: DeliveryOptions,
+    ) -> Self {
+        Self {
+            hostname,
+            tls,
+            guard,
+            options,
+        }
     }
 
     /// Connects, speaks to STARTTLS, shakes hands, judges, and says EHLO inside TLS.
     ///
     /// # Cancel safety
     /// The connection is dropped.
-    pub(crate) async fn open(&self, hop: &Hop, requirement: &Requirement) -> Result<Connection, HopFailure> {
+    pub(crate) async fn open(
+        &self,
+        hop: &Hop,
+        requirement: &Requirement,
+    ) -> Result<Connection, HopFailure> {
         let remote = format!("{} [{}]:{}", hop.host, hop.address.ip(), hop.address.port());
         match self.open_to(hop, requirement, &remote).await {
             Ok(connection) => Ok(connection),
@@ -52,17 +66,34 @@ impl Connector {
         }
     }
 
-    async fn open_to(&self, hop: &Hop, requirement: &Requirement, remote: &str) -> Result<Connection, HopFailure> {
+    async fn open_to(
+        &self,
+        hop: &Hop,
+        requirement: &Requirement,
+        remote: &str,
+    ) -> Result<Connection, HopFailure> {
         let stream = self.tcp(hop).await?;
-        let config = ClientConfig { hostname: self.hostname.clone(), implicit_tls: hop.implicit_tls };
+        let config = ClientConfig {
+            hostname: self.hostname.clone(),
+            implicit_tls: hop.implicit_tls,
+        };
         let mut clear = Driver::new(stream, ClientSession::new(config));
         if !hop.implicit_tls {
             self.until_starttls(&mut clear, requirement).await?;
         }
-        let Driver { stream, mut session, .. } = clear;
+        let Driver {
+            stream,
+            mut session,
+            ..
+        } = clear;
         let (stream, tls) = self.handshake(stream, hop, requirement).await?;
         session.tls_established();
-        let mut connection = Connection { driver: Driver::new(stream, session), remote: remote.to_owned(), tls, transactions: 0 };
+        let mut connection = Connection {
+            driver: Driver::new(stream, session),
+            remote: remote.to_owned(),
+            tls,
+            transactions: 0,
+        };
         match self.until_ready(&mut connection.driver).await {
             Ok(()) => Ok(connection),
             Err(failure) => Err(failure.within(&connection.tls)),
@@ -71,9 +102,17 @@ impl Connector {
 
     async fn tcp(&self, hop: &Hop) -> Result<TcpStream, HopFailure> {
         if !self.guard.permits(hop.address.ip(), hop.source) {
-            return Err(HopFailure::own((5, 4, 4), "the address is not routable from here"));
+            return Err(HopFailure::own(
+                (5, 4, 4),
+                "the address is not routable from here",
+            ));
         }
-        let stream = match timeout(self.options.connect_timeout.0, TcpStream::connect(hop.address)).await {
+        let stream = match timeout(
+            self.options.connect_timeout.0,
+            TcpStream::connect(hop.address),
+        )
+        .await
+        {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(HopFailure::own((4, 4, 1), connect_word(&error))),
             Err(_) => return Err(HopFailure::own((4, 4, 1), "connection timed out")),
@@ -87,17 +126,27 @@ impl Connector {
         Ok(stream)
     }
 
-    async fn until_starttls(&self, clear: &mut Driver<TcpStream>, requirement: &Requirement) -> Result<(), HopFailure> {
+    async fn until_starttls(
+        &self,
+        clear: &mut Driver<TcpStream>,
+        requirement: &Requirement,
+    ) -> Result<(), HopFailure> {
         let refusal = match self.step(clear).await {
             Step::Action(Action::StartTls) => return Ok(()),
             Step::Action(Action::Close(Some(failure))) => failure,
-            Step::Action(_) | Step::Over => Failure::temporary((4, 5, 0), "protocol error before STARTTLS", false),
+            Step::Action(_) | Step::Over => {
+                Failure::temporary((4, 5, 0), "protocol error before STARTTLS", false)
+            }
         };
         if !refusal.tls_caused {
             return Err(HopFailure::refused(refusal.reply));
         }
         let not_offered = refusal.reply.enhanced.is_none_or(|e| (e.1, e.2) == (7, 4));
-        let tls = if not_offered { TlsSession::NotOffered } else { TlsSession::HandshakeFailed };
+        let tls = if not_offered {
+            TlsSession::NotOffered
+        } else {
+            TlsSession::HandshakeFailed
+        };
         Err(judged(requirement, tls, refusal.reply.text))
     }
 
@@ -107,16 +156,31 @@ impl Connector {
         hop: &Hop,
         requirement: &Requirement,
     ) -> Result<(TlsStream<TcpStream>, TlsFacts), HopFailure> {
-        let work = self.tls.connect(stream, &hop.host, &requirement.certificate);
+        let work = self
+            .tls
+            .connect(stream, &hop.host, &requirement.certificate);
         let (stream, tls, evidence) = match timeout(self.options.tls_timeout.0, work).await {
             Ok(Ok(established)) => established,
             Ok(Err(error)) => {
                 tracing::debug!(%error, host = hop.host, "TLS handshake failed");
-                return Err(judged(requirement, TlsSession::HandshakeFailed, "TLS handshake failed"));
+                return Err(judged(
+                    requirement,
+                    TlsSession::HandshakeFailed,
+                    "TLS handshake failed",
+                ));
             }
-            Err(_) => return Err(judged(requirement, TlsSession::HandshakeFailed, "TLS handshake timed out")),
+            Err(_) => {
+                return Err(judged(
+                    requirement,
+                    TlsSession::HandshakeFailed,
+                    "TLS handshake timed out",
+                ));
+            }
         };
-        let session = SessionFacts { tls: TlsSession::Established(evidence.passed), offers_require_tls: false };
+        let session = SessionFacts {
+            tls: TlsSession::Established(evidence.passed),
+            offers_require_tls: false,
+        };
         match judge(requirement.decision, session) {
             Judgement::Deliver(_) => Ok((stream, tls)),
             Judgement::Refuse { .. } => {
@@ -126,11 +190,16 @@ impl Connector {
         }
     }
 
-    async fn until_ready(&self, driver: &mut Driver<TlsStream<TcpStream>>) -> Result<(), HopFailure> {
+    async fn until_ready(
+        &self,
+        driver: &mut Driver<TlsStream<TcpStream>>,
+    ) -> Result<(), HopFailure> {
         match self.step(driver).await {
             Step::Action(Action::Ready) => Ok(()),
             Step::Action(Action::Close(Some(failure))) => Err(HopFailure::refused(failure.reply)),
-            Step::Action(_) | Step::Over => Err(HopFailure::own((4, 5, 0), "protocol error before MAIL")),
+            Step::Action(_) | Step::Over => {
+                Err(HopFailure::own((4, 5, 0), "protocol error before MAIL"))
+            }
         }
     }
 
@@ -138,17 +207,36 @@ impl Connector {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
-        let (greeting, command) = (self.options.greeting_timeout.0, self.options.command_timeout.0);
-        driver.step(|_, sent: &[u8]| -> Duration { if sent.is_empty() { greeting } else { command } }).await
+        let (greeting, command) = (
+            self.options.greeting_timeout.0,
+            self.options.command_timeout.0,
+        );
+        driver
+            .step(|_, sent: &[u8]| -> Duration {
+                if sent.is_empty() { greeting } else { command }
+            })
+            .await
     }
 }
 
 /// The failure that the table names for a session that does not meet the requirement.
 fn judged(requirement: &Requirement, tls: TlsSession, text: impl Into<String>) -> HopFailure {
-    match judge(requirement.decision, SessionFacts { tls, offers_require_tls: false }) {
-        Judgement::Refuse { status, tls_caused, .. } => {
+    match judge(
+        requirement.decision,
+        SessionFacts {
+            tls,
+            offers_require_tls: false,
+        },
+    ) {
+        Judgement::Refuse {
+            status, tls_caused, ..
+        } => {
             let failure = HopFailure::own(status, text);
-            if tls_caused { failure.tls_caused() } else { failure }
+            if tls_caused {
+                failure.tls_caused()
+            } else {
+                failure
+            }
         }
         // Does not happen: a session without TLS or with failed checks is refused.
         Judgement::Deliver(_) => HopFailure::own((4, 7, 5), text).tls_caused(),
@@ -158,7 +246,9 @@ fn judged(requirement: &Requirement, tls: TlsSession, text: impl Into<String>) -
 fn connect_word(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connection refused",
-        std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => "host unreachable",
+        std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
+            "host unreachable"
+        }
         std::io::ErrorKind::TimedOut => "connection timed out",
         _ => "connection failed",
     }

@@ -32,6 +32,8 @@ impl Connection {
     }
     /// Says QUIT, waits for the answer, closes. What goes wrong does not matter any more.
     pub(crate) async fn quit(mut self, options: &DeliveryOptions) {
-        self.driver.quit(options.idle.0.min(options.command_timeout.0)).await;
+        self.driver
+            .quit(options.idle.0.min(options.command_timeout.0))
+            .await;
     }
 }

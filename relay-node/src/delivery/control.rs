@@ -9,7 +9,11 @@ use std::{future::Future, time::Duration};
 /// bench of the tests, which has no control plane at all.
 pub trait ControlPlane: Send + Sync + 'static {
     /// The content in order, in pieces of at most 1 MiB; the next piece is read when it is asked for.
-    fn fetch_body(&self, key: LeaseKey, trace: TraceContext) -> impl Future<Output = Result<Body, BodyError>> + Send;
+    fn fetch_body(
+        &self,
+        key: LeaseKey,
+        trace: TraceContext,
+    ) -> impl Future<Output = Result<Body, BodyError>> + Send;
     /// Asks for more time.
     fn renew(&self, key: LeaseKey) -> impl Future<Output = Renewal> + Send;
     /// Hands over outcomes.

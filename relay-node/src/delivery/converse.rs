@@ -1,15 +1,14 @@
 //! converse: one transaction, its content, the final dot.
 use super::{
     Body, ControlPlane, DeliveryOptions, Lease, LeaseClock, OutcomeKind, RecipientOutcome,
-    connection::Connection,
-    driver::Step,
-    line_ends::LineEnds,
-    report::HopFailure,
+    connection::Connection, driver::Step, line_ends::LineEnds, report::HopFailure,
 };
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use sealane_runtime::telemetry;
-use sealane_smtp::client::{Action, ClientSession, DotStuffer, RecipientOutcome as Said, Transaction};
+use sealane_smtp::client::{
+    Action, ClientSession, DotStuffer, RecipientOutcome as Said, Transaction,
+};
 use std::time::Duration;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -58,7 +57,11 @@ impl Connection {
         self.transactions += 1;
         self.driver.session.begin(transaction(lease));
         let said = loop {
-            match self.driver.step(|session, sent| deadline(options, session, sent)).await {
+            match self
+                .driver
+                .step(|session, sent| deadline(options, session, sent))
+                .await
+            {
                 Step::Action(Action::SendBody) => match self.send_body(lease, &content).await {
                     Ending::Sent => {
                         dot_sent = true;
@@ -70,7 +73,8 @@ impl Connection {
                 },
                 Step::Action(Action::Done(said)) => break said,
                 Step::Action(Action::Ready) => {}
-                Step::Action(Action::Close(_) | Action::StartTls | Action::Send(_)) | Step::Over => {
+                Step::Action(Action::Close(_) | Action::StartTls | Action::Send(_))
+                | Step::Over => {
                     let failure = HopFailure::own((4, 5, 0), "protocol error");
                     return Err(Broken::BeforeContent(self.place(failure)));
                 }
@@ -84,7 +88,11 @@ impl Connection {
             // Shut down while it was idle: either nothing or a 421 came back.
             let untouched = self.driver.heard == before || failure.reply.code == 421;
             let failure = self.place(failure);
-            return Err(if untouched { Broken::Silent(failure) } else { Broken::BeforeContent(failure) });
+            return Err(if untouched {
+                Broken::Silent(failure)
+            } else {
+                Broken::BeforeContent(failure)
+            });
         }
         Ok(self.outcomes(lease, said))
     }
@@ -102,7 +110,11 @@ impl Connection {
 
     /// Streams the content through the stuffer: one piece in memory, the final dot kept back until
     /// everything else is written and the lease still holds.
-    async fn send_body<C: ControlPlane>(&mut self, lease: &Lease, content: &Content<'_, C>) -> Ending {
+    async fn send_body<C: ControlPlane>(
+        &mut self,
+        lease: &Lease,
+        content: &Content<'_, C>,
+    ) -> Ending {
         let options = content.options;
         let unavailable = |why: &str| {
             tracing::warn!(message_id = %lease.key.id, why, "content not available");
@@ -113,7 +125,8 @@ impl Connection {
             Ok(Err(error)) => return unavailable(&error.0),
             Err(_) => return unavailable("no answer within the deadline"),
         };
-        let (mut stuffer, mut ends, mut out) = (DotStuffer::default(), LineEnds::default(), BytesMut::new());
+        let (mut stuffer, mut ends, mut out) =
+            (DotStuffer::default(), LineEnds::default(), BytesMut::new());
         loop {
             let piece = match timeout(options.block_timeout.0, body.next()).await {
                 Ok(Some(Ok(piece))) => piece,
@@ -162,7 +175,14 @@ impl Connection {
                     Said::Failed(f) => (OutcomeKind::Deferred, f.reply, f.tls_caused),
                 };
                 let (remote, tls) = (self.remote.clone(), Some(self.tls.clone()));
-                RecipientOutcome { number: recipient.number, kind, reply, remote, tls, tls_caused }
+                RecipientOutcome {
+                    number: recipient.number,
+                    kind,
+                    reply,
+                    remote,
+                    tls,
+                    tls_caused,
+                }
             })
             .collect()
     }
@@ -171,7 +191,11 @@ impl Connection {
 fn transaction(lease: &Lease) -> Transaction {
     Transaction {
         reverse_path: lease.reverse_path.to_string(),
-        recipients: lease.recipients.iter().map(|r| r.mailbox.to_string()).collect(),
+        recipients: lease
+            .recipients
+            .iter()
+            .map(|r| r.mailbox.to_string())
+            .collect(),
         size: lease.size,
         eight_bit: lease.eight_bit,
     }
@@ -190,14 +214,21 @@ fn deadline(options: &DeliveryOptions, session: &ClientSession, sent: &[u8]) -> 
 
 /// The content, under a span of its own that the control plane continues.
 async fn fetch<C: ControlPlane>(lease: &Lease, control: &C) -> Result<Body, super::BodyError> {
-    let span = tracing::info_span!("delivery.fetch_body", message_id = %lease.key.id, size = lease.size);
+    let span =
+        tracing::info_span!("delivery.fetch_body", message_id = %lease.key.id, size = lease.size);
     let context = telemetry::current_context(&span);
-    control.fetch_body(lease.key, context).instrument(span).await
+    control
+        .fetch_body(lease.key, context)
+        .instrument(span)
+        .await
 }
 
 fn malformed(lease: &Lease) -> Ending {
     tracing::error!(message_id = %lease.key.id, "stored content has a bare CR or LF; it is not sent");
-    Ending::Refused(HopFailure::own((5, 6, 0), "the content has a bare CR or LF"))
+    Ending::Refused(HopFailure::own(
+        (5, 6, 0),
+        "the content has a bare CR or LF",
+    ))
 }
 
 /// The temporary failure that a broken connection left for the open recipients.

@@ -1,7 +1,6 @@
 //! One attempt from lease to report: resolve → decide → connect → converse → report.
 use super::{
-    ControlPlane, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, Renewal, Report,
-    account,
+    ControlPlane, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, Renewal, Report, account,
     connect::{Connector, Requirement},
     connection::Connection,
     converse::{Broken, Content},
@@ -67,7 +66,18 @@ impl<C: ControlPlane> Courier<C> {
         let gates = Gates::default();
         let places = Semaphore::new(options.credits as usize);
         let stopping = CancellationToken::new();
-        Self { control, policy, resolver, connector, options, metrics, pool, gates, places, stopping }
+        Self {
+            control,
+            policy,
+            resolver,
+            connector,
+            options,
+            metrics,
+            pool,
+            gates,
+            places,
+            stopping,
+        }
     }
 
     /// Idle connections whose time is over; say [`Self::farewell`] to them.
@@ -142,13 +152,20 @@ impl<C: ControlPlane> Courier<C> {
         }
     }
 
-    async fn attempt(&self, lease: &Lease, clock: &LeaseClock) -> Result<Vec<RecipientOutcome>, Ended> {
+    async fn attempt(
+        &self,
+        lease: &Lease,
+        clock: &LeaseClock,
+    ) -> Result<Vec<RecipientOutcome>, Ended> {
         let Some(policy) = self.policy.borrow().clone() else {
             return Ok(HopFailure::own((4, 3, 5), "no policy is known yet").for_all(lease));
         };
         let destination = policy.destination(lease.destination.as_str());
         let turn = async {
-            let gate = self.gates.enter(lease.destination.as_str(), destination.limits.connections).await;
+            let gate = self
+                .gates
+                .enter(lease.destination.as_str(), destination.limits.connections)
+                .await;
             (gate, self.places.acquire().await.expect("never closed"))
         };
         let _turn = tokio::select! {
@@ -176,13 +193,19 @@ impl<C: ControlPlane> Courier<C> {
         Ok(failure.for_all(lease))
     }
 
-    async fn resolve(&self, lease: &Lease, destination: &Destination) -> Result<Vec<Hop>, ResolveError> {
+    async fn resolve(
+        &self,
+        lease: &Lease,
+        destination: &Destination,
+    ) -> Result<Vec<Hop>, ResolveError> {
         let route = destination.route.as_ref().map(|r| StaticRoute {
             host: r.host.clone(),
             port: u16::try_from(r.port).unwrap_or(0),
             implicit_tls: r.implicit_tls,
         });
-        self.resolver.resolve(&lease.destination, route.as_ref()).await
+        self.resolver
+            .resolve(&lease.destination, route.as_ref())
+            .await
     }
 
     /// Decides, connects or reuses, converses.
@@ -196,18 +219,38 @@ impl<C: ControlPlane> Courier<C> {
         let decision = decide(facts::hop_facts(&destination.tls));
         Span::current().record("decision", tracing::field::display(decision));
         if !decision.connects() {
-            let not_tried = SessionFacts { tls: TlsSession::NotTried, offers_require_tls: false };
-            let Judgement::Refuse { status, tls_caused, .. } = judge(decision, not_tried) else {
-                return Err(HopEnd::Final(HopFailure::own((4, 7, 5), "TLS decision without a connection")));
+            let not_tried = SessionFacts {
+                tls: TlsSession::NotTried,
+                offers_require_tls: false,
             };
-            let text = "the TLS level that the policy requires cannot be reached with this destination";
+            let Judgement::Refuse {
+                status, tls_caused, ..
+            } = judge(decision, not_tried)
+            else {
+                return Err(HopEnd::Final(HopFailure::own(
+                    (4, 7, 5),
+                    "TLS decision without a connection",
+                )));
+            };
+            let text =
+                "the TLS level that the policy requires cannot be reached with this destination";
             let failure = HopFailure::own(status, text);
-            return Err(HopEnd::Final(if tls_caused { failure.tls_caused() } else { failure }));
+            return Err(HopEnd::Final(if tls_caused {
+                failure.tls_caused()
+            } else {
+                failure
+            }));
         }
         let certificate = facts::certificate_requirement(&destination.tls, &hop.host)
             .map_err(|e| HopEnd::Final(HopFailure::own((4, 7, 5), e.to_string()).tls_caused()))?;
-        let key = PoolKey { hop: hop.clone(), requirement: certificate.key() };
-        let requirement = Requirement { decision, certificate };
+        let key = PoolKey {
+            hop: hop.clone(),
+            requirement: certificate.key(),
+        };
+        let requirement = Requirement {
+            decision,
+            certificate,
+        };
 
         let mut reused = self.pool.take(&key);
         loop {
@@ -230,7 +273,11 @@ impl<C: ControlPlane> Courier<C> {
                 },
             };
             account::record_session(connection.remote(), connection.tls());
-            let content = Content { control: &self.control, clock, options: &self.options };
+            let content = Content {
+                control: &self.control,
+                clock,
+                options: &self.options,
+            };
             match connection.transact(lease, content).await {
                 Ok(outcomes) => {
                     let limit = destination.limits.messages_per_connection;
@@ -243,7 +290,9 @@ impl<C: ControlPlane> Courier<C> {
                 }
                 // The peer closed while the connection waited: nothing was said about this message.
                 Err(Broken::Silent(_)) if !fresh => {}
-                Err(Broken::Silent(failure) | Broken::BeforeContent(failure)) => return Err(HopEnd::Next(failure)),
+                Err(Broken::Silent(failure) | Broken::BeforeContent(failure)) => {
+                    return Err(HopEnd::Next(failure));
+                }
                 Err(Broken::Settled(failure)) => return Err(HopEnd::Final(failure)),
                 Err(Broken::LeaseOver) => return Err(HopEnd::Lost),
             }

@@ -30,7 +30,11 @@ pub(super) enum Step {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     pub(super) fn new(stream: S, session: ClientSession) -> Self {
-        Self { stream, session, heard: 0 }
+        Self {
+            stream,
+            session,
+            heard: 0,
+        }
     }
 
     /// Runs the session until it wants something. `deadline` gives the time for the next reply,
@@ -38,7 +42,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     ///
     /// # Cancel safety
     /// The session may have been told of octets whose answer is not written: drop the connection.
-    pub(super) async fn step(&mut self, deadline: impl Fn(&ClientSession, &[u8]) -> Duration) -> Step {
+    pub(super) async fn step(
+        &mut self,
+        deadline: impl Fn(&ClientSession, &[u8]) -> Duration,
+    ) -> Step {
         let mut sent = Bytes::new();
         loop {
             while let Some(action) = self.session.poll_action() {
@@ -75,7 +82,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     /// Writes and flushes.
-    pub(super) async fn write(&mut self, octets: &[u8], limit: Duration) -> Result<(), &'static str> {
+    pub(super) async fn write(
+        &mut self,
+        octets: &[u8],
+        limit: Duration,
+    ) -> Result<(), &'static str> {
         let work = async {
             self.stream.write_all(octets).await?;
             self.stream.flush().await
@@ -101,7 +112,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 /// A safe word for an I/O error.
 fn word(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset by the peer",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "connection reset by the peer"
+        }
         io::ErrorKind::UnexpectedEof => "connection closed by the peer",
         io::ErrorKind::InvalidData => "malformed TLS record",
         _ => "connection failed",

@@ -27,7 +27,10 @@ pub(crate) fn hop_facts(tls: &TlsRequirement) -> HopFacts {
 }
 
 /// What is checked of the certificate of `host`.
-pub(crate) fn certificate_requirement(tls: &TlsRequirement, host: &str) -> Result<CertificateRequirement, RequirementError> {
+pub(crate) fn certificate_requirement(
+    tls: &TlsRequirement,
+    host: &str,
+) -> Result<CertificateRequirement, RequirementError> {
     match Level::try_from(tls.level) {
         Ok(Level::Secure) => CertificateRequirement::secure(&tls.names, &tls.roots_pem, host),
         Ok(Level::Fingerprint) => CertificateRequirement::fingerprint(&tls.pins),
@@ -51,9 +54,19 @@ mod tests {
             (Level::DaneOnly, Row::D17),
             (Level::Peer, Row::D17),
         ] {
-            let tls = TlsRequirement { level: level.into(), ..TlsRequirement::default() };
+            let tls = TlsRequirement {
+                level: level.into(),
+                ..TlsRequirement::default()
+            };
             assert_eq!(decide(hop_facts(&tls)).row, row, "{level:?}");
         }
-        assert_eq!(decide(hop_facts(&TlsRequirement { level: 99, ..TlsRequirement::default() })).row, Row::D17);
+        assert_eq!(
+            decide(hop_facts(&TlsRequirement {
+                level: 99,
+                ..TlsRequirement::default()
+            }))
+            .row,
+            Row::D17
+        );
     }
 }

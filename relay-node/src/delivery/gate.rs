@@ -25,7 +25,10 @@ impl Gates {
     /// A cancelled wait gives up its place.
     pub(crate) async fn enter(&self, destination: &str, limit: u32) -> OwnedSemaphorePermit {
         let permits = self.gate(destination, limit.max(1));
-        permits.acquire_owned().await.expect("a gate is never closed")
+        permits
+            .acquire_owned()
+            .await
+            .expect("a gate is never closed")
     }
 
     /// A changed limit opens a new gate; those inside the old one finish.
@@ -39,7 +42,13 @@ impl Gates {
             return permits;
         }
         let permits = Arc::new(Semaphore::new(limit as usize));
-        open.insert(destination.to_owned(), Gate { limit, permits: Arc::downgrade(&permits) });
+        open.insert(
+            destination.to_owned(),
+            Gate {
+                limit,
+                permits: Arc::downgrade(&permits),
+            },
+        );
         permits
     }
 }

@@ -47,14 +47,22 @@ pub struct LeasedRecipient {
 impl Lease {
     /// The number of this attempt, from 1.
     pub fn attempt(&self) -> u32 {
-        self.recipients.iter().map(|r| r.attempts).max().unwrap_or(0).saturating_add(1)
+        self.recipients
+            .iter()
+            .map(|r| r.attempts)
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1)
     }
 }
 
 impl TryFrom<v1::Lease> for Lease {
     type Error = FieldError;
     fn try_from(l: v1::Lease) -> Result<Self, FieldError> {
-        let key = LeaseKey { id: message_id("lease.id", &l.id)?, epoch: l.epoch };
+        let key = LeaseKey {
+            id: message_id("lease.id", &l.id)?,
+            epoch: l.epoch,
+        };
         if l.recipients.is_empty() || l.recipients.len() > MAX_RECIPIENTS {
             return Err(FieldError::new("lease.recipients", "empty or too many"));
         }
@@ -62,15 +70,22 @@ impl TryFrom<v1::Lease> for Lease {
             .recipients
             .into_iter()
             .map(|r| {
-                let mailbox = Mailbox::parse(&r.mailbox).map_err(|e| FieldError::new("lease.recipients.mailbox", e))?;
-                Ok(LeasedRecipient { number: r.recipient, mailbox, attempts: r.attempts })
+                let mailbox = Mailbox::parse(&r.mailbox)
+                    .map_err(|e| FieldError::new("lease.recipients.mailbox", e))?;
+                Ok(LeasedRecipient {
+                    number: r.recipient,
+                    mailbox,
+                    attempts: r.attempts,
+                })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
             key,
             length: Duration::from_millis(l.lease_ms),
-            destination: DomainName::parse(&l.destination).map_err(|e| FieldError::new("lease.destination", e))?,
-            reverse_path: ReversePath::parse(&l.reverse_path).map_err(|e| FieldError::new("lease.reverse_path", e))?,
+            destination: DomainName::parse(&l.destination)
+                .map_err(|e| FieldError::new("lease.destination", e))?,
+            reverse_path: ReversePath::parse(&l.reverse_path)
+                .map_err(|e| FieldError::new("lease.reverse_path", e))?,
             eight_bit: l.body_type == v1::BodyType::BodyType8bitmime as i32,
             recipients,
             size: l.size,

@@ -14,7 +14,9 @@ pub struct LeaseClock {
 impl LeaseClock {
     /// A lease that was received at `received` and lasts `length` from then.
     pub fn new(received: Instant, length: Duration) -> Self {
-        Self { end: Arc::new(Mutex::new(Some(received + length))) }
+        Self {
+            end: Arc::new(Mutex::new(Some(received + length))),
+        }
     }
     /// Renewed: it lasts `length` from `asked`, the moment before the request was sent.
     pub fn renewed(&self, asked: Instant, length: Duration) {
@@ -30,7 +32,9 @@ impl LeaseClock {
     /// What is left; zero if lost or over.
     pub fn remaining(&self) -> Duration {
         let end = *self.end.lock().expect("no panic while held");
-        end.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()))
+        end.map_or(Duration::ZERO, |end| {
+            end.saturating_duration_since(Instant::now())
+        })
     }
     /// Enough is left to finish what cannot be taken back.
     pub fn holds(&self, margin: Duration) -> bool {

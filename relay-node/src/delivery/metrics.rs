@@ -71,11 +71,31 @@ impl DeliveryMetrics {
     /// Registers `sealane_delivery_*`.
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
-        registry.register("sealane_delivery_attempts", "Leases worked on", m.attempts.clone());
-        registry.register("sealane_delivery_recipients", "Recipients by outcome of an attempt", m.recipients.clone());
-        registry.register("sealane_delivery_connections", "Connections to other servers", m.connections.clone());
-        registry.register("sealane_delivery_tls_sessions", "TLS sessions to other servers by version", m.tls_sessions.clone());
-        registry.register("sealane_delivery_leases_lost", "Leases lost before the content was sent", m.leases_lost.clone());
+        registry.register(
+            "sealane_delivery_attempts",
+            "Leases worked on",
+            m.attempts.clone(),
+        );
+        registry.register(
+            "sealane_delivery_recipients",
+            "Recipients by outcome of an attempt",
+            m.recipients.clone(),
+        );
+        registry.register(
+            "sealane_delivery_connections",
+            "Connections to other servers",
+            m.connections.clone(),
+        );
+        registry.register(
+            "sealane_delivery_tls_sessions",
+            "TLS sessions to other servers by version",
+            m.tls_sessions.clone(),
+        );
+        registry.register(
+            "sealane_delivery_leases_lost",
+            "Leases lost before the content was sent",
+            m.leases_lost.clone(),
+        );
         m
     }
     /// A lease is worked on.
@@ -85,15 +105,24 @@ impl DeliveryMetrics {
     /// A recipient is settled for this attempt.
     pub fn recipient(&self, outcome: OutcomeKind, tls_caused: bool) {
         let tls_caused = if tls_caused { YesNo::Yes } else { YesNo::No };
-        self.recipients.get_or_create(&OutcomeLabel { outcome, tls_caused }).inc();
+        self.recipients
+            .get_or_create(&OutcomeLabel {
+                outcome,
+                tls_caused,
+            })
+            .inc();
     }
     /// A connection was made, reused or failed.
     pub fn connection(&self, kind: ConnectionKind) {
-        self.connections.get_or_create(&ConnectionLabel { kind }).inc();
+        self.connections
+            .get_or_create(&ConnectionLabel { kind })
+            .inc();
     }
     /// Transactions by the kind of their connection so far.
     pub fn connections(&self, kind: ConnectionKind) -> u64 {
-        self.connections.get_or_create(&ConnectionLabel { kind }).get()
+        self.connections
+            .get_or_create(&ConnectionLabel { kind })
+            .get()
     }
     /// A handshake succeeded.
     pub fn tls_session(&self, version: &str) {

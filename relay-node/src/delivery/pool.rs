@@ -1,11 +1,7 @@
 //! Connections that wait for their next message.
 use super::connection::Connection;
 use crate::resolve::Hop;
-use std::{
-    collections::HashMap,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 use tokio::time::Instant;
 
 /// Which messages may share a connection: the same address by the same name, with TLS that was
@@ -27,7 +23,10 @@ pub(crate) struct Pool {
 impl Pool {
     /// Keeps a connection for `hold`.
     pub(crate) fn new(hold: Duration) -> Self {
-        Self { hold, idle: Mutex::new(HashMap::new()) }
+        Self {
+            hold,
+            idle: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The one that was used last, so that the others run out.
@@ -38,12 +37,19 @@ impl Pool {
         if waiting.is_empty() {
             idle.remove(key);
         }
-        found.filter(|(until, _)| *until > Instant::now()).map(|(_, connection)| connection)
+        found
+            .filter(|(until, _)| *until > Instant::now())
+            .map(|(_, connection)| connection)
     }
 
     pub(crate) fn put(&self, key: PoolKey, connection: Connection) {
         let until = Instant::now() + self.hold;
-        self.idle.lock().expect("no panic while held").entry(key).or_default().push((until, connection));
+        self.idle
+            .lock()
+            .expect("no panic while held")
+            .entry(key)
+            .or_default()
+            .push((until, connection));
     }
 
     /// Removes those whose time is over; the caller says QUIT on them.
@@ -52,7 +58,11 @@ impl Pool {
         let mut out = Vec::new();
         let mut idle = self.idle.lock().expect("no panic while held");
         idle.retain(|_, waiting| {
-            out.extend(waiting.extract_if(.., |(until, _)| *until <= now).map(|(_, connection)| connection));
+            out.extend(
+                waiting
+                    .extract_if(.., |(until, _)| *until <= now)
+                    .map(|(_, connection)| connection),
+            );
             !waiting.is_empty()
         });
         out
@@ -61,6 +71,9 @@ impl Pool {
     /// Removes all of them; the caller says QUIT on them.
     pub(crate) fn drain(&self) -> Vec<Connection> {
         let idle = std::mem::take(&mut *self.idle.lock().expect("no panic while held"));
-        idle.into_values().flatten().map(|(_, connection)| connection).collect()
+        idle.into_values()
+            .flatten()
+            .map(|(_, connection)| connection)
+            .collect()
     }
 }

@@ -24,7 +24,11 @@ impl QueueControl {
 
 impl ControlPlane for QueueControl {
     async fn fetch_body(&self, key: LeaseKey, trace: TraceContext) -> Result<Body, BodyError> {
-        let pieces = self.client.fetch_body(key.id, key.epoch, trace).await.map_err(|e| BodyError(e.0))?;
+        let pieces = self
+            .client
+            .fetch_body(key.id, key.epoch, trace)
+            .await
+            .map_err(|e| BodyError(e.0))?;
         Ok(pieces.map_err(|e| BodyError(e.0)).boxed())
     }
     async fn renew(&self, key: LeaseKey) -> Renewal {
@@ -39,6 +43,9 @@ impl ControlPlane for QueueControl {
     }
     async fn give_back(&self, key: LeaseKey) {
         let id = key.id.as_bytes().to_vec().into();
-        self.client.give_back(vec![v1::LeaseRef { id, epoch: key.epoch }]);
+        self.client.give_back(vec![v1::LeaseRef {
+            id,
+            epoch: key.epoch,
+        }]);
     }
 }

@@ -43,14 +43,34 @@ impl HopFailure {
     /// A failure of our own finding; class 5 is permanent.
     pub(crate) fn own(status: (u8, u16, u16), text: impl Into<String>) -> Self {
         let (class, subject, detail) = status;
-        let kind = if class == 5 { OutcomeKind::Failed } else { OutcomeKind::Deferred };
-        let reply = Reply { code: 0, enhanced: Some(EnhancedStatus(class, subject, detail)), text: text.into() };
-        Self { kind, reply, remote: String::new(), tls: None, tls_caused: false }
+        let kind = if class == 5 {
+            OutcomeKind::Failed
+        } else {
+            OutcomeKind::Deferred
+        };
+        let reply = Reply {
+            code: 0,
+            enhanced: Some(EnhancedStatus(class, subject, detail)),
+            text: text.into(),
+        };
+        Self {
+            kind,
+            reply,
+            remote: String::new(),
+            tls: None,
+            tls_caused: false,
+        }
     }
     /// The peer sent us away before it heard of a message: temporary, whatever it said, because
     /// nothing was said about this message (RFC 5321 section 3.1 leaves 5yz greetings to us).
     pub(crate) fn refused(reply: Reply) -> Self {
-        Self { kind: OutcomeKind::Deferred, reply, remote: String::new(), tls: None, tls_caused: false }
+        Self {
+            kind: OutcomeKind::Deferred,
+            reply,
+            remote: String::new(),
+            tls: None,
+            tls_caused: false,
+        }
     }
     pub(crate) fn within(mut self, tls: &TlsFacts) -> Self {
         self.tls = Some(tls.clone());

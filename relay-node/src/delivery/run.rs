@@ -76,11 +76,17 @@ pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
         let courier = Arc::clone(&courier);
         farewells.spawn(async move { courier.farewell(connection).await });
     }
-    let _ = tokio::time::timeout(FAREWELL, async { while farewells.join_next().await.is_some() {} }).await;
+    let _ = tokio::time::timeout(FAREWELL, async {
+        while farewells.join_next().await.is_some() {}
+    })
+    .await;
 }
 
 fn start(courier: &Arc<Courier<QueueControl>>, work: LeasedWork, attempts: &mut JoinSet<()>) {
-    let reference = v1::LeaseRef { id: work.lease.id.clone(), epoch: work.lease.epoch };
+    let reference = v1::LeaseRef {
+        id: work.lease.id.clone(),
+        epoch: work.lease.epoch,
+    };
     match Lease::try_from(work.lease) {
         Ok(lease) => {
             let clock = LeaseClock::new(work.received, lease.length);
@@ -102,7 +108,10 @@ async fn drain(courier: &Courier<QueueControl>, attempts: &mut JoinSet<()>, pati
     let late = async {
         // Leases that were on their way when we paused.
         while let Some(work) = client.lease().await {
-            client.give_back(vec![v1::LeaseRef { id: work.lease.id, epoch: work.lease.epoch }]);
+            client.give_back(vec![v1::LeaseRef {
+                id: work.lease.id,
+                epoch: work.lease.epoch,
+            }]);
         }
         std::future::pending::<()>().await;
     };
@@ -118,7 +127,10 @@ async fn drain(courier: &Courier<QueueControl>, attempts: &mut JoinSet<()>, pati
         () = tokio::time::sleep_until(end) => {}
     }
     if !attempts.is_empty() {
-        tracing::warn!(attempts = attempts.len(), "drain timeout: running attempts are cut off");
+        tracing::warn!(
+            attempts = attempts.len(),
+            "drain timeout: running attempts are cut off"
+        );
         attempts.shutdown().await;
     }
 }

@@ -67,27 +67,71 @@ mod tests {
     use super::*;
 
     const INNER: [&str; 24] = [
-        "127.0.0.1", "127.255.0.9", "10.1.2.3", "172.16.0.1", "172.31.255.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "0.1.2.3",
-        "100.64.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::127.0.0.1", "fe80::1",
-        "fd00::1", "ff02::1", "64:ff9b::a00:1", "2002:7f00:1::", "fec0::1", "198.18.0.1",
+        "127.0.0.1",
+        "127.255.0.9",
+        "10.1.2.3",
+        "172.16.0.1",
+        "172.31.255.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "0.1.2.3",
+        "100.64.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:127.0.0.1",
+        "::ffff:0.0.0.0",
+        "::127.0.0.1",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+        "64:ff9b::a00:1",
+        "2002:7f00:1::",
+        "fec0::1",
+        "198.18.0.1",
     ];
 
     #[test]
     fn inner_addresses_are_refused_unless_the_operator_named_or_allowed_them() {
         for text in INNER {
             let address = text.parse().expect(text);
-            let strict = AddressGuard { allow_private: false };
+            let strict = AddressGuard {
+                allow_private: false,
+            };
             assert!(!strict.permits(address, HopSource::Exchange), "{text}");
             assert!(!strict.permits(address, HopSource::Literal), "{text}");
             assert!(strict.permits(address, HopSource::Route), "{text}");
-            assert!(AddressGuard { allow_private: true }.permits(address, HopSource::Exchange), "{text}");
+            assert!(
+                AddressGuard {
+                    allow_private: true
+                }
+                .permits(address, HopSource::Exchange),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn public_addresses_pass() {
-        for text in ["192.0.2.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2001:db8::1", "2a00:1450::1", "::ffff:8.8.8.8", "64:ff9b::808:808"] {
-            assert!(AddressGuard { allow_private: false }.permits(text.parse().expect(text), HopSource::Exchange), "{text}");
+        for text in [
+            "192.0.2.1",
+            "8.8.8.8",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2001:db8::1",
+            "2a00:1450::1",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+        ] {
+            assert!(
+                AddressGuard {
+                    allow_private: false
+                }
+                .permits(text.parse().expect(text), HopSource::Exchange),
+                "{text}"
+            );
         }
     }
 }

@@ -38,39 +38,64 @@ fn classify(error: NetError) -> Missing {
 
 /// The MX records of `name` (absolute).
 pub(super) async fn exchanges(dns: &TokioResolver, name: &str) -> Result<Vec<Exchange>, Missing> {
-    let found = dns.lookup(format!("{name}."), RecordType::MX).await.map_err(classify)?;
+    let found = dns
+        .lookup(format!("{name}."), RecordType::MX)
+        .await
+        .map_err(classify)?;
     let records: Vec<Exchange> = found
         .answers()
         .iter()
         .filter_map(|record| match &record.data {
             RData::MX(mx) => {
                 let host = mx.exchange.to_ascii().to_ascii_lowercase();
-                Some(Exchange { preference: mx.preference, host: host.trim_end_matches('.').to_owned() })
+                Some(Exchange {
+                    preference: mx.preference,
+                    host: host.trim_end_matches('.').to_owned(),
+                })
             }
             _ => None,
         })
         .collect();
-    if records.is_empty() { Err(Missing::NoData) } else { Ok(records) }
+    if records.is_empty() {
+        Err(Missing::NoData)
+    } else {
+        Ok(records)
+    }
 }
 
 /// IPv4 and IPv6 addresses of `name`, interleaved. `name` is used as given: without a final dot the
 /// system's search list applies. One family that answers is enough; with none, a failure of either
 /// is a failure.
 pub(super) async fn addresses(dns: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, Missing> {
-    let (v4, v6) = tokio::join!(family(dns, name, RecordType::A), family(dns, name, RecordType::AAAA));
+    let (v4, v6) = tokio::join!(
+        family(dns, name, RecordType::A),
+        family(dns, name, RecordType::AAAA)
+    );
     match (v4, v6) {
         (Ok(v4), Ok(v6)) => Ok(interleave(v4, v6)),
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
-        (Err(t @ Missing::Temporary(_)), Err(_)) | (Err(_), Err(t @ Missing::Temporary(_))) => Err(t),
-        (Err(Missing::NoDomain), Err(_)) | (Err(_), Err(Missing::NoDomain)) => Err(Missing::NoDomain),
+        (Err(t @ Missing::Temporary(_)), Err(_)) | (Err(_), Err(t @ Missing::Temporary(_))) => {
+            Err(t)
+        }
+        (Err(Missing::NoDomain), Err(_)) | (Err(_), Err(Missing::NoDomain)) => {
+            Err(Missing::NoDomain)
+        }
         (Err(Missing::NoData), Err(Missing::NoData)) => Err(Missing::NoData),
     }
 }
 
 async fn family(dns: &TokioResolver, name: &str, kind: RecordType) -> Result<Vec<IpAddr>, Missing> {
     let found = dns.lookup(name, kind).await.map_err(classify)?;
-    let list: Vec<IpAddr> = found.answers().iter().filter_map(|r| r.data.ip_addr()).collect();
-    if list.is_empty() { Err(Missing::NoData) } else { Ok(list) }
+    let list: Vec<IpAddr> = found
+        .answers()
+        .iter()
+        .filter_map(|r| r.data.ip_addr())
+        .collect();
+    if list.is_empty() {
+        Err(Missing::NoData)
+    } else {
+        Ok(list)
+    }
 }
 
 fn interleave(v4: Vec<IpAddr>, v6: Vec<IpAddr>) -> Vec<IpAddr> {

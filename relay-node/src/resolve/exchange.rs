@@ -22,14 +22,23 @@ pub(super) enum Exchanges {
 
 /// Best preference first, random among equals; from our own name on everything is dropped, because
 /// those exchanges would hand the mail to us (RFC 5321 section 5.1); then at most `max`.
-pub(super) fn order(mut records: Vec<Exchange>, own_name: &str, max: usize, rng: &mut impl Rng) -> Exchanges {
+pub(super) fn order(
+    mut records: Vec<Exchange>,
+    own_name: &str,
+    max: usize,
+    rng: &mut impl Rng,
+) -> Exchanges {
     if records.iter().any(|r| r.host.is_empty()) && records.len() == 1 {
         return Exchanges::Null;
     }
     records.retain(|r| !r.host.is_empty());
     records.shuffle(rng);
     records.sort_by_key(|r| r.preference);
-    if let Some(own) = records.iter().find(|r| r.host == own_name).map(|r| r.preference) {
+    if let Some(own) = records
+        .iter()
+        .find(|r| r.host == own_name)
+        .map(|r| r.preference)
+    {
         records.retain(|r| r.preference < own);
         if records.is_empty() {
             return Exchanges::Own;
@@ -46,7 +55,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn mx(preference: u16, host: &str) -> Exchange {
-        Exchange { preference, host: host.to_owned() }
+        Exchange {
+            preference,
+            host: host.to_owned(),
+        }
     }
 
     #[test]
@@ -54,7 +66,11 @@ mod tests {
         let mut firsts = BTreeSet::new();
         for seed in 0..64 {
             let records = vec![mx(20, "c"), mx(10, "a"), mx(10, "b")];
-            let Exchanges::Hosts(hosts) = order(records, "us", 10, &mut StdRng::seed_from_u64(seed)) else { panic!("hosts") };
+            let Exchanges::Hosts(hosts) =
+                order(records, "us", 10, &mut StdRng::seed_from_u64(seed))
+            else {
+                panic!("hosts")
+            };
             assert_eq!(hosts.last().map(String::as_str), Some("c"));
             firsts.insert(hosts[0].clone());
         }
@@ -65,20 +81,42 @@ mod tests {
     fn null_mx_counts_only_alone() {
         let mut rng = StdRng::seed_from_u64(1);
         assert_eq!(order(vec![mx(0, "")], "us", 10, &mut rng), Exchanges::Null);
-        assert_eq!(order(vec![mx(0, ""), mx(5, "a")], "us", 10, &mut rng), Exchanges::Hosts(vec!["a".into()]));
+        assert_eq!(
+            order(vec![mx(0, ""), mx(5, "a")], "us", 10, &mut rng),
+            Exchanges::Hosts(vec!["a".into()])
+        );
     }
 
     #[test]
     fn our_own_name_ends_the_list() {
         let mut rng = StdRng::seed_from_u64(1);
-        assert_eq!(order(vec![mx(10, "us"), mx(10, "a"), mx(20, "b")], "us", 10, &mut rng), Exchanges::Own);
-        assert_eq!(order(vec![mx(20, "us"), mx(10, "a"), mx(30, "b")], "us", 10, &mut rng), Exchanges::Hosts(vec!["a".into()]));
+        assert_eq!(
+            order(
+                vec![mx(10, "us"), mx(10, "a"), mx(20, "b")],
+                "us",
+                10,
+                &mut rng
+            ),
+            Exchanges::Own
+        );
+        assert_eq!(
+            order(
+                vec![mx(20, "us"), mx(10, "a"), mx(30, "b")],
+                "us",
+                10,
+                &mut rng
+            ),
+            Exchanges::Hosts(vec!["a".into()])
+        );
     }
 
     #[test]
     fn a_thousand_exchanges_are_cut() {
         let records = (0..1000).map(|i| mx(i, "x")).collect();
-        let Exchanges::Hosts(hosts) = order(records, "us", 10, &mut StdRng::seed_from_u64(1)) else { panic!("hosts") };
+        let Exchanges::Hosts(hosts) = order(records, "us", 10, &mut StdRng::seed_from_u64(1))
+        else {
+            panic!("hosts")
+        };
         assert_eq!(hosts.len(), 10);
     }
 }

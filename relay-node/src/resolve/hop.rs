@@ -48,7 +48,11 @@ impl StaticRoute {
     }
     /// The address, if the host is one: `192.0.2.1`, `[192.0.2.1]`, `[IPv6:2001:db8::1]`, `2001:db8::1`.
     pub fn address(&self) -> Option<IpAddr> {
-        let host = self.host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(&self.host);
+        let host = self
+            .host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(&self.host);
         let host = match host.get(..5) {
             Some(prefix) if prefix.eq_ignore_ascii_case("ipv6:") => &host[5..],
             _ => host,
@@ -72,14 +76,32 @@ mod tests {
             ("mx.example", None),
             ("", None),
         ] {
-            let route = StaticRoute { host: host.to_owned(), port: 0, implicit_tls: false };
-            assert_eq!(route.address(), ip.map(|ip| ip.parse().expect("address")), "{host}");
+            let route = StaticRoute {
+                host: host.to_owned(),
+                port: 0,
+                implicit_tls: false,
+            };
+            assert_eq!(
+                route.address(),
+                ip.map(|ip| ip.parse().expect("address")),
+                "{host}"
+            );
         }
     }
 
     #[test]
     fn the_default_port_follows_the_kind_of_tls() {
-        let route = |port, implicit_tls| StaticRoute { host: String::new(), port, implicit_tls }.effective_port();
-        assert_eq!((route(0, false), route(0, true), route(2600, true)), (25, 465, 2600));
+        let route = |port, implicit_tls| {
+            StaticRoute {
+                host: String::new(),
+                port,
+                implicit_tls,
+            }
+            .effective_port()
+        };
+        assert_eq!(
+            (route(0, false), route(0, true), route(2600, true)),
+            (25, 465, 2600)
+        );
     }
 }

@@ -54,7 +54,9 @@ pub struct Resolver {
 
 impl std::fmt::Debug for Resolver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resolver").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Resolver")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,14 +66,25 @@ impl Resolver {
         let mut builder = if options.nameservers.is_empty() {
             TokioResolver::builder_tokio()?
         } else {
-            let servers = options.nameservers.iter().copied().map(nameserver).collect();
+            let servers = options
+                .nameservers
+                .iter()
+                .copied()
+                .map(nameserver)
+                .collect();
             let config = ResolverConfig::from_parts(None, Vec::new(), servers);
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         };
         builder.options_mut().timeout = options.query_timeout;
         builder.options_mut().edns0 = true;
-        let guard = AddressGuard { allow_private: options.allow_private };
-        Ok(Self { dns: builder.build()?, guard, options })
+        let guard = AddressGuard {
+            allow_private: options.allow_private,
+        };
+        Ok(Self {
+            dns: builder.build()?,
+            guard,
+            options,
+        })
     }
 
     /// Which addresses may be dialled.
@@ -83,7 +96,11 @@ impl Resolver {
     ///
     /// # Cancel safety
     /// Nothing is lost but the queries under way.
-    pub async fn resolve(&self, domain: &DomainName, route: Option<&StaticRoute>) -> Result<Vec<Hop>, ResolveError> {
+    pub async fn resolve(
+        &self,
+        domain: &DomainName,
+        route: Option<&StaticRoute>,
+    ) -> Result<Vec<Hop>, ResolveError> {
         let work = async {
             match (route, domain.literal()) {
                 (Some(route), _) => self.route(route).await,
@@ -110,24 +127,45 @@ impl Resolver {
         }
         // A route that does not resolve is the operator's mistake or a moment's outage, never the
         // recipient's fault: temporary.
-        let found = dns::addresses(&self.dns, &route.host).await.map_err(|missing| match missing {
-            Missing::Temporary(text) => ResolveError::Temporary(text),
-            Missing::NoDomain | Missing::NoData => ResolveError::Temporary("the host of the route has no address".into()),
-        })?;
-        Ok(found.into_iter().take(MAX_ADDRESSES).map(|ip| hop(&route.host, ip)).collect())
+        let found =
+            dns::addresses(&self.dns, &route.host)
+                .await
+                .map_err(|missing| match missing {
+                    Missing::Temporary(text) => ResolveError::Temporary(text),
+                    Missing::NoDomain | Missing::NoData => {
+                        ResolveError::Temporary("the host of the route has no address".into())
+                    }
+                })?;
+        Ok(found
+            .into_iter()
+            .take(MAX_ADDRESSES)
+            .map(|ip| hop(&route.host, ip))
+            .collect())
     }
 
     fn literal(&self, ip: IpAddr) -> Result<Vec<Hop>, ResolveError> {
         if !self.guard.permits(ip, HopSource::Literal) {
-            return Err(ResolveError::NoRoute("the address is not routable from here"));
+            return Err(ResolveError::NoRoute(
+                "the address is not routable from here",
+            ));
         }
         let address = SocketAddr::new(ip, self.options.exchange_port);
-        Ok(vec![Hop { host: ip.to_string(), address, implicit_tls: false, source: HopSource::Literal }])
+        Ok(vec![Hop {
+            host: ip.to_string(),
+            address,
+            implicit_tls: false,
+            source: HopSource::Literal,
+        }])
     }
 
     async fn exchanges(&self, domain: &str) -> Result<Vec<Hop>, ResolveError> {
         let hosts = match dns::exchanges(&self.dns, domain).await {
-            Ok(records) => match exchange::order(records, &self.options.own_name, MAX_EXCHANGES, &mut rand::rng()) {
+            Ok(records) => match exchange::order(
+                records,
+                &self.options.own_name,
+                MAX_EXCHANGES,
+                &mut rand::rng(),
+            ) {
                 Exchanges::Null => return Err(ResolveError::NullMx),
                 Exchanges::Own => return Err(ResolveError::Loop),
                 Exchanges::Hosts(hosts) => hosts,
@@ -145,7 +183,12 @@ impl Resolver {
                     for ip in found {
                         if self.guard.permits(ip, HopSource::Exchange) {
                             let address = SocketAddr::new(ip, self.options.exchange_port);
-                            hops.push(Hop { host: host.clone(), address, implicit_tls: false, source: HopSource::Exchange });
+                            hops.push(Hop {
+                                host: host.clone(),
+                                address,
+                                implicit_tls: false,
+                                source: HopSource::Exchange,
+                            });
                         } else {
                             refused = true;
                             tracing::info!(domain, host, %ip, "address of a mail exchange is not dialled");
@@ -163,7 +206,9 @@ impl Resolver {
         match (hops.is_empty(), temporary, refused) {
             (false, _, _) => Ok(hops),
             (true, Some(text), _) => Err(ResolveError::Temporary(text)),
-            (true, None, true) => Err(ResolveError::NoRoute("no mail exchange has an address that is routable from here")),
+            (true, None, true) => Err(ResolveError::NoRoute(
+                "no mail exchange has an address that is routable from here",
+            )),
             (true, None, false) => Err(ResolveError::NoRoute("no mail exchange has an address")),
         }
     }

@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use tokio::net::UdpSocket;
 
 /// Answers each query from a function; runs until the test ends.
-pub(crate) async fn dns_server(answer: impl Fn(&str, RecordType) -> Result<Vec<RData>, ResponseCode> + Send + 'static) -> SocketAddr {
+pub(crate) async fn dns_server(
+    answer: impl Fn(&str, RecordType) -> Result<Vec<RData>, ResponseCode> + Send + 'static,
+) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
@@ -16,7 +18,8 @@ pub(crate) async fn dns_server(answer: impl Fn(&str, RecordType) -> Result<Vec<R
         while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
             let request = Message::from_vec(&buffer[..n]).unwrap();
             let query: Query = request.queries[0].clone();
-            let mut response = Message::new(request.metadata.id, MessageType::Response, OpCode::Query);
+            let mut response =
+                Message::new(request.metadata.id, MessageType::Response, OpCode::Query);
             response.metadata.recursion_available = true;
             response.add_query(query.clone());
             let name = query.name().to_ascii().to_ascii_lowercase();
@@ -28,7 +31,10 @@ pub(crate) async fn dns_server(answer: impl Fn(&str, RecordType) -> Result<Vec<R
                 }
                 Err(code) => response.metadata.response_code = code,
             }
-            socket.send_to(&response.to_vec().unwrap(), from).await.unwrap();
+            socket
+                .send_to(&response.to_vec().unwrap(), from)
+                .await
+                .unwrap();
         }
     });
     address
@@ -43,12 +49,22 @@ pub(crate) fn ip(text: &str) -> RData {
 }
 
 /// A domain with these exchanges, named `m<preference>.<domain>`.
-pub(crate) async fn exchange_server(domain: &'static str, exchanges: Vec<(u16, &'static str)>) -> SocketAddr {
+pub(crate) async fn exchange_server(
+    domain: &'static str,
+    exchanges: Vec<(u16, &'static str)>,
+) -> SocketAddr {
     dns_server(move |name, kind| {
         let host = |preference: u16| format!("m{preference}.{domain}");
         Ok(match kind {
-            RecordType::MX if name == domain => exchanges.iter().map(|(p, _)| mx(*p, &format!("{}.", host(*p)))).collect(),
-            RecordType::A => exchanges.iter().filter(|(p, _)| host(*p) == name).map(|(_, a)| ip(a)).collect(),
+            RecordType::MX if name == domain => exchanges
+                .iter()
+                .map(|(p, _)| mx(*p, &format!("{}.", host(*p))))
+                .collect(),
+            RecordType::A => exchanges
+                .iter()
+                .filter(|(p, _)| host(*p) == name)
+                .map(|(_, a)| ip(a))
+                .collect(),
             _ => vec![],
         })
     })

@@ -3,7 +3,10 @@ use super::{CertificateEvidence, CertificateRequirement, CertificateVerifiers, t
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    crypto::{
+        CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature,
+        verify_tls13_signature,
+    },
     pki_types::{CertificateDer, DnsName, ServerName, UnixTime},
 };
 use sealane_types::TlsFacts;
@@ -27,20 +30,27 @@ impl std::fmt::Debug for TlsConnector {
 impl TlsConnector {
     /// With the WebPKI roots that Mozilla trusts.
     pub fn webpki() -> Self {
-        Self::with_roots(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
+        Self::with_roots(RootCertStore {
+            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+        })
     }
 
     /// With other roots in the place of the WebPKI ones; at least one.
     pub fn with_roots(roots: RootCertStore) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = SignatureOnly { algorithms: provider.signature_verification_algorithms };
+        let verifier = SignatureOnly {
+            algorithms: provider.signature_verification_algorithms,
+        };
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .expect("the provider supports TLS 1.2 and 1.3")
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
-        Self { config: Arc::new(config), verifiers: CertificateVerifiers::new(provider, roots) }
+        Self {
+            config: Arc::new(config),
+            verifiers: CertificateVerifiers::new(provider, roots),
+        }
     }
 
     /// The provider in use.
@@ -62,12 +72,15 @@ impl TlsConnector {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = server_name(host).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a host name"))?;
+        let name = server_name(host)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a host name"))?;
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.config));
         let stream = connector.connect(name.clone(), stream).await?;
         let (_, session) = stream.get_ref();
         let chain = session.peer_certificates().unwrap_or_default();
-        let evidence = self.verifiers.examine(chain, &name, requirement, UnixTime::now());
+        let evidence = self
+            .verifiers
+            .examine(chain, &name, requirement, UnixTime::now());
         let mut facts = tls_facts(session);
         if matches!(name, ServerName::DnsName(_)) {
             facts.server_name = host.to_owned();
@@ -81,7 +94,9 @@ impl TlsConnector {
 pub fn server_name(host: &str) -> Option<ServerName<'static>> {
     match host.parse::<IpAddr>() {
         Ok(ip) => Some(ServerName::IpAddress(ip.into())),
-        Err(_) => DnsName::try_from(host.trim_end_matches('.').to_owned()).ok().map(ServerName::DnsName),
+        Err(_) => DnsName::try_from(host.trim_end_matches('.').to_owned())
+            .ok()
+            .map(ServerName::DnsName),
     }
 }
 

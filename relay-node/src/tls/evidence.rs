@@ -30,9 +30,10 @@ pub struct CertificateEvidence {
 impl CertificateVerifiers {
     /// WebPKI with `roots`.
     pub fn new(provider: Arc<CryptoProvider>, roots: RootCertStore) -> Self {
-        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .build()
-            .expect("the root store is not empty and there are no revocation lists");
+        let webpki =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .expect("the root store is not empty and there are no revocation lists");
         Self { provider, webpki }
     }
 
@@ -48,18 +49,29 @@ impl CertificateVerifiers {
             return CertificateEvidence::failed("no certificate");
         };
         match requirement {
-            CertificateRequirement::Any => match self.webpki.verify_server_cert(own, intermediates, server_name, &[], now) {
-                Ok(_) => CertificateEvidence {
-                    passed: Checks { webpki: true, ..Checks::default() },
-                    verification: "webpki".to_owned(),
-                },
-                Err(error) => CertificateEvidence::failed(reason(&error)),
-            },
+            CertificateRequirement::Any => {
+                match self
+                    .webpki
+                    .verify_server_cert(own, intermediates, server_name, &[], now)
+                {
+                    Ok(_) => CertificateEvidence {
+                        passed: Checks {
+                            webpki: true,
+                            ..Checks::default()
+                        },
+                        verification: "webpki".to_owned(),
+                    },
+                    Err(error) => CertificateEvidence::failed(reason(&error)),
+                }
+            }
             CertificateRequirement::Secure { names, roots } => {
                 let verifier = match roots {
                     None => Arc::clone(&self.webpki),
                     Some(roots) => {
-                        let builder = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(&self.provider));
+                        let builder = WebPkiServerVerifier::builder_with_provider(
+                            Arc::clone(roots),
+                            Arc::clone(&self.provider),
+                        );
                         match builder.build() {
                             Ok(verifier) => verifier,
                             Err(_) => return CertificateEvidence::failed("no usable root"),
@@ -71,7 +83,10 @@ impl CertificateVerifiers {
                     match verifier.verify_server_cert(own, intermediates, name, &[], now) {
                         Ok(_) => {
                             return CertificateEvidence {
-                                passed: Checks { secure: true, ..Checks::default() },
+                                passed: Checks {
+                                    secure: true,
+                                    ..Checks::default()
+                                },
                                 verification: format!("secure:{}", name.to_str()),
                             };
                         }
@@ -82,7 +97,10 @@ impl CertificateVerifiers {
             }
             CertificateRequirement::Fingerprint { pins } => match spki_sha256(own) {
                 Some(found) if pins.contains(&found) => CertificateEvidence {
-                    passed: Checks { fingerprint: true, ..Checks::default() },
+                    passed: Checks {
+                        fingerprint: true,
+                        ..Checks::default()
+                    },
                     verification: "pinned".to_owned(),
                 },
                 Some(_) => CertificateEvidence::failed("public key is not pinned"),
@@ -94,7 +112,10 @@ impl CertificateVerifiers {
 
 impl CertificateEvidence {
     fn failed(why: &str) -> Self {
-        Self { passed: Checks::default(), verification: format!("failed:{why}") }
+        Self {
+            passed: Checks::default(),
+            verification: format!("failed:{why}"),
+        }
     }
 }
 
@@ -107,16 +128,23 @@ fn spki_sha256(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
 /// A word for a failed check; a closed set, safe for labels and replies.
 fn reason(error: &Error) -> &'static str {
     match error {
-        Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "not valid yet",
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => "name mismatch",
-            CertificateError::UnknownIssuer => "unknown issuer",
-            CertificateError::Revoked => "revoked",
-            CertificateError::BadEncoding => "malformed certificate",
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => "wrong purpose",
-            _ => "invalid certificate",
-        },
+        Error::InvalidCertificate(certificate) => {
+            match certificate {
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    "not valid yet"
+                }
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => "name mismatch",
+                CertificateError::UnknownIssuer => "unknown issuer",
+                CertificateError::BadSignature => "bad signature",
+                CertificateError::Revoked => "revoked",
+                CertificateError::BadEncoding => "malformed certificate",
+                CertificateError::InvalidPurpose
+                | CertificateError::InvalidPurposeContext { .. } => "wrong purpose",
+                _ => "invalid certificate",
+            }
+        }
         _ => "invalid certificate",
     }
 }

@@ -15,7 +15,10 @@ pub fn tls_facts(session: &CommonState) -> TlsFacts {
         .negotiated_cipher_suite()
         .map(|suite| iana_name(&format!("{:?}", suite.suite())))
         .unwrap_or_default();
-    let group = session.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name())).unwrap_or_default();
+    let group = session
+        .negotiated_key_exchange_group()
+        .map(|g| format!("{:?}", g.name()))
+        .unwrap_or_default();
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
     TlsFacts {
         version,
@@ -23,7 +26,9 @@ pub fn tls_facts(session: &CommonState) -> TlsFacts {
         group,
         server_name: String::new(),
         verification: "none".to_owned(),
-        peer_certificate_sha256: certificate.map(|c| Sha256::digest(c).to_vec()).unwrap_or_default(),
+        peer_certificate_sha256: certificate
+            .map(|c| Sha256::digest(c).to_vec())
+            .unwrap_or_default(),
     }
 }
 

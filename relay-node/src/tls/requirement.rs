@@ -48,15 +48,25 @@ impl CertificateRequirement {
             .iter()
             .map(|n| super::server_name(n).ok_or_else(|| RequirementError::Name(n.clone())))
             .collect::<Result<_, _>>()?;
-        let roots = if roots_pem.trim().is_empty() { None } else { Some(Arc::new(read_roots(roots_pem)?)) };
+        let roots = if roots_pem.trim().is_empty() {
+            None
+        } else {
+            Some(Arc::new(read_roots(roots_pem)?))
+        };
         Ok(Self::Secure { names, roots })
     }
 
     /// `fingerprint`.
     pub fn fingerprint<P: AsRef<[u8]>>(pins: &[P]) -> Result<Self, RequirementError> {
-        let pins: Vec<[u8; 32]> =
-            pins.iter().map(|p| p.as_ref().try_into().map_err(|_| RequirementError::Pins)).collect::<Result<_, _>>()?;
-        if pins.is_empty() { Err(RequirementError::Pins) } else { Ok(Self::Fingerprint { pins }) }
+        let pins: Vec<[u8; 32]> = pins
+            .iter()
+            .map(|p| p.as_ref().try_into().map_err(|_| RequirementError::Pins))
+            .collect::<Result<_, _>>()?;
+        if pins.is_empty() {
+            Err(RequirementError::Pins)
+        } else {
+            Ok(Self::Fingerprint { pins })
+        }
     }
 
     /// Tells requirements apart: a connection made under one is not reused under another.
@@ -87,7 +97,13 @@ fn read_roots(pem: &str) -> Result<RootCertStore, RequirementError> {
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|e| RequirementError::Roots(e.to_string()))?;
-        store.add(certificate).map_err(|e| RequirementError::Roots(e.to_string()))?;
+        store
+            .add(certificate)
+            .map_err(|e| RequirementError::Roots(e.to_string()))?;
     }
-    if store.is_empty() { Err(RequirementError::Roots("no certificate in it".into())) } else { Ok(store) }
+    if store.is_empty() {
+        Err(RequirementError::Roots("no certificate in it".into()))
+    } else {
+        Ok(store)
+    }
 }

@@ -1,8 +1,8 @@
 //! Attempts without a control plane.
 use crate::{
     delivery::{
-        Body, BodyError, ControlPlane, Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, LeaseKey, LeasedRecipient,
-        RecipientOutcome, Renewal, Report,
+        Body, BodyError, ControlPlane, Courier, DeliveryMetrics, DeliveryOptions, Lease,
+        LeaseClock, LeaseKey, LeasedRecipient, RecipientOutcome, Renewal, Report,
     },
     resolve::{Resolver, ResolverOptions},
     tls::TlsConnector,
@@ -57,14 +57,24 @@ impl ControlPlane for BenchControl {
 
 /// Pieces that are ready at once.
 pub(super) fn pieces(pieces: Vec<&'static [u8]>) -> Arc<dyn Fn() -> Body + Send + Sync> {
-    Arc::new(move || stream::iter(pieces.clone().into_iter().map(|p| Ok(Bytes::from_static(p)))).boxed())
+    Arc::new(move || {
+        stream::iter(
+            pieces
+                .clone()
+                .into_iter()
+                .map(|p| Ok(Bytes::from_static(p))),
+        )
+        .boxed()
+    })
 }
 
 /// `count` pieces of one mebibyte, made when they are asked for; the counter tells how many were.
 pub(super) fn mebibytes(count: u64) -> (Arc<dyn Fn() -> Body + Send + Sync>, Arc<AtomicU64>) {
     let made = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&made);
-    let piece = Bytes::from(b"0123456789012345678901234567890123456789012345678901234567890_\r\n".repeat(1 << 14));
+    let piece = Bytes::from(
+        b"0123456789012345678901234567890123456789012345678901234567890_\r\n".repeat(1 << 14),
+    );
     assert_eq!(piece.len(), 1 << 20);
     let body = move || {
         let (counter, piece) = (Arc::clone(&counter), piece.clone());
@@ -100,13 +110,20 @@ impl Setup {
     /// Everything to `address`, TLS level encrypt.
     pub(super) fn route_to(address: SocketAddr, roots: &rustls::RootCertStore) -> Self {
         Self {
-            route: Some(v1::Route { host: address.ip().to_string(), port: address.port().into(), implicit_tls: false }),
+            route: Some(v1::Route {
+                host: address.ip().to_string(),
+                port: address.port().into(),
+                implicit_tls: false,
+            }),
             tls: v1::TlsRequirement::default(),
             messages_per_connection: 100,
             roots: roots.clone(),
             body: pieces(vec![b"Subject: x\r\n\r\nhello\r\n"]),
             renewal: Renewal::Renewed(Duration::from_secs(60)),
-            resolver: ResolverOptions { nameservers: vec!["127.0.0.1:1".parse().unwrap()], ..ResolverOptions::default() },
+            resolver: ResolverOptions {
+                nameservers: vec!["127.0.0.1:1".parse().unwrap()],
+                ..ResolverOptions::default()
+            },
             options: DeliveryOptions::default(),
         }
     }
@@ -117,12 +134,27 @@ impl Setup {
             route: self.route,
             tls: Some(self.tls),
             retry: None,
-            limits: Some(v1::Limits { connections: 20, messages_per_connection: self.messages_per_connection }),
+            limits: Some(v1::Limits {
+                connections: 20,
+                messages_per_connection: self.messages_per_connection,
+            }),
         };
-        let documents = vec![v1::Document { kind: Some(v1::document::Kind::Destination(document)) }];
-        let policy = PolicySnapshot::from_wire(&v1::PolicySet { revision: 1, documents }).unwrap();
+        let documents = vec![v1::Document {
+            kind: Some(v1::document::Kind::Destination(document)),
+        }];
+        let policy = PolicySnapshot::from_wire(&v1::PolicySet {
+            revision: 1,
+            documents,
+        })
+        .unwrap();
         let (_, policy) = watch::channel(Some(Arc::new(policy)));
-        let control = BenchControl { body: self.body, reports: Arc::default(), given_back: Arc::default(), renewal: self.renewal, renewals: watch::Sender::new(0) };
+        let control = BenchControl {
+            body: self.body,
+            reports: Arc::default(),
+            given_back: Arc::default(),
+            renewal: self.renewal,
+            renewals: watch::Sender::new(0),
+        };
         let metrics = DeliveryMetrics::default();
         let courier = Courier::new(
             "relay.sealane.example".into(),
@@ -133,14 +165,21 @@ impl Setup {
             self.options,
             metrics.clone(),
         );
-        Bench { courier, metrics, control }
+        Bench {
+            courier,
+            metrics,
+            control,
+        }
     }
 }
 
 /// A lease of `mailboxes`, all of `dest.example`.
 pub(super) fn lease(mailboxes: &[&str]) -> Lease {
     Lease {
-        key: LeaseKey { id: MessageId::new(ShardId::new(1).unwrap(), 7, [7; 9]), epoch: 42 },
+        key: LeaseKey {
+            id: MessageId::new(ShardId::new(1).unwrap(), 7, [7; 9]),
+            epoch: 42,
+        },
         length: Duration::from_secs(60),
         destination: DomainName::parse("dest.example").unwrap(),
         reverse_path: ReversePath::parse("sender@origin.example").unwrap(),
@@ -148,7 +187,11 @@ pub(super) fn lease(mailboxes: &[&str]) -> Lease {
         recipients: mailboxes
             .iter()
             .zip(0..)
-            .map(|(m, number)| LeasedRecipient { number, mailbox: Mailbox::parse(m).unwrap(), attempts: 0 })
+            .map(|(m, number)| LeasedRecipient {
+                number,
+                mailbox: Mailbox::parse(m).unwrap(),
+                attempts: 0,
+            })
             .collect(),
         size: 21,
         trace: TraceContext::default(),
@@ -162,7 +205,11 @@ impl Bench {
         self.deliver_within(lease, clock).await
     }
 
-    pub(super) async fn deliver_within(&self, lease: Lease, clock: LeaseClock) -> Vec<RecipientOutcome> {
+    pub(super) async fn deliver_within(
+        &self,
+        lease: Lease,
+        clock: LeaseClock,
+    ) -> Vec<RecipientOutcome> {
         self.courier.deliver(lease, clock).await;
         let mut reports = self.control.reports.lock().unwrap();
         reports.drain(..).flat_map(|r| r.recipients).collect()

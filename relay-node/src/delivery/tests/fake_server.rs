@@ -3,7 +3,10 @@ use bytes::BytesMut;
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -30,27 +33,46 @@ impl Authority {
     pub(super) fn new() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("test authority {}", COUNT.fetch_add(1, Ordering::Relaxed));
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate.der().clone()).unwrap();
-        Self { roots, pem: certificate.pem(), issuer: rcgen::Issuer::new(params, key) }
+        Self {
+            roots,
+            pem: certificate.pem(),
+            issuer: rcgen::Issuer::new(params, key),
+        }
     }
 
     pub(super) fn issue(&self, names: &[&str]) -> ServerCertificate {
+        use rcgen::PublicKeyData;
         use sha2::Digest;
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+        let params = rcgen::CertificateParams::new(
+            names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(),
+        )
+        .unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
             .unwrap();
         let pin = sha2::Sha256::digest(key.subject_public_key_info()).into();
-        ServerCertificate { config: Arc::new(config), pin }
+        ServerCertificate {
+            config: Arc::new(config),
+            pin,
+        }
     }
 }
 
@@ -96,7 +118,12 @@ impl Script {
             greeting: "220 fake.example ESMTP",
             starttls,
             clear: &[],
-            secure: &["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 104857600"],
+            secure: &[
+                "PIPELINING",
+                "8BITMIME",
+                "ENHANCEDSTATUSCODES",
+                "SIZE 104857600",
+            ],
             mail: "250 2.1.0 ok",
             rcpt: |_| "250 2.1.5 ok",
             data: "354 go",
@@ -145,7 +172,10 @@ impl FakeServer {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 shared.lock().unwrap().connections += 1;
-                let session = Session { script: script.clone(), seen: Arc::clone(&shared) };
+                let session = Session {
+                    script: script.clone(),
+                    seen: Arc::clone(&shared),
+                };
                 tokio::spawn(async move {
                     let _ = session.run(stream).await;
                 });
@@ -181,10 +211,14 @@ impl Session {
 
     /// Until STARTTLS; everything that comes is kept.
     async fn clear(&self, stream: &mut TcpStream) -> std::io::Result<Option<ServerCertificate>> {
-        stream.write_all(format!("{}\r\n", self.script.greeting).as_bytes()).await?;
+        stream
+            .write_all(format!("{}\r\n", self.script.greeting).as_bytes())
+            .await?;
         let mut buffer = BytesMut::new();
         loop {
-            let Some(line) = self.line(stream, &mut buffer, true).await? else { return Ok(None) };
+            let Some(line) = self.line(stream, &mut buffer, true).await? else {
+                return Ok(None);
+            };
             let offered = !matches!(self.script.starttls, StartTls::NotOffered);
             let verb = line.to_ascii_uppercase();
             let reply = match verb.split(' ').next().unwrap() {
@@ -203,7 +237,11 @@ impl Session {
                         // Wait for the ClientHello, so that the octets are an answer to it.
                         let mut hello = [0; 1024];
                         let n = stream.read(&mut hello).await?;
-                        self.seen.lock().unwrap().clear.extend_from_slice(&hello[..n]);
+                        self.seen
+                            .lock()
+                            .unwrap()
+                            .clear
+                            .extend_from_slice(&hello[..n]);
                         stream.write_all(octets).await?;
                         while stream.read(&mut hello).await? > 0 {}
                         return Ok(None);
@@ -224,15 +262,23 @@ impl Session {
         }
     }
 
-    async fn secure(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, greet: bool) -> std::io::Result<()> {
+    async fn secure(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        greet: bool,
+    ) -> std::io::Result<()> {
         if greet {
-            stream.write_all(format!("{}\r\n", self.script.greeting).as_bytes()).await?;
+            stream
+                .write_all(format!("{}\r\n", self.script.greeting).as_bytes())
+                .await?;
         }
         let mut buffer = BytesMut::new();
         let mut messages = 0;
         let mut accepted = 0;
         loop {
-            let Some(line) = self.line(&mut stream, &mut buffer, false).await? else { return Ok(()) };
+            let Some(line) = self.line(&mut stream, &mut buffer, false).await? else {
+                return Ok(());
+            };
             self.seen.lock().unwrap().commands.push(line.clone());
             let upper = line.to_ascii_uppercase();
             let reply = match upper.split([' ', ':']).next().unwrap() {
@@ -248,8 +294,11 @@ impl Session {
                 }
                 "DATA" if accepted == 0 => "503 5.5.1 no recipients\r\n".into(),
                 "DATA" if self.script.data.starts_with('3') => {
-                    stream.write_all(format!("{}\r\n", self.script.data).as_bytes()).await?;
-                    if !self.content(&mut stream, &mut buffer).await? || self.script.dot.is_empty() {
+                    stream
+                        .write_all(format!("{}\r\n", self.script.data).as_bytes())
+                        .await?;
+                    if !self.content(&mut stream, &mut buffer).await? || self.script.dot.is_empty()
+                    {
                         return Ok(());
                     }
                     messages += 1;
@@ -271,7 +320,12 @@ impl Session {
     }
 
     /// A line without CRLF; `None` at the end of the stream.
-    async fn line(&self, stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut, clear: bool) -> std::io::Result<Option<String>> {
+    async fn line(
+        &self,
+        stream: &mut (impl AsyncRead + Unpin),
+        buffer: &mut BytesMut,
+        clear: bool,
+    ) -> std::io::Result<Option<String>> {
         loop {
             if let Some(end) = buffer.windows(2).position(|w| w == b"\r\n") {
                 let line = buffer.split_to(end + 2);
@@ -282,13 +336,21 @@ impl Session {
                 return Ok(None);
             }
             if clear {
-                self.seen.lock().unwrap().clear.extend_from_slice(&buffer[before..]);
+                self.seen
+                    .lock()
+                    .unwrap()
+                    .clear
+                    .extend_from_slice(&buffer[before..]);
             }
         }
     }
 
     /// Content up to and including CRLF.CRLF (or the dot line of an empty message).
-    async fn content(&self, stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> std::io::Result<bool> {
+    async fn content(
+        &self,
+        stream: &mut (impl AsyncRead + Unpin),
+        buffer: &mut BytesMut,
+    ) -> std::io::Result<bool> {
         let mut kept = Vec::new();
         let mut tail: Vec<u8> = b"\r\n".to_vec();
         loop {
@@ -306,7 +368,11 @@ impl Session {
             }
             tail.extend_from_slice(&chunk);
             if let Some(end) = tail.windows(5).position(|w| w == b"\r\n.\r\n") {
-                assert_eq!(end + 5, tail.len(), "nothing is sent behind the final dot before its reply");
+                assert_eq!(
+                    end + 5,
+                    tail.len(),
+                    "nothing is sent behind the final dot before its reply"
+                );
                 self.seen.lock().unwrap().contents.push(kept);
                 return Ok(true);
             }
@@ -323,5 +389,9 @@ fn ehlo(keywords: &[&str]) -> String {
     let mut lines = vec!["fake.example greets you"];
     lines.extend(keywords);
     let last = lines.len() - 1;
-    lines.iter().enumerate().map(|(i, l)| format!("250{}{l}\r\n", if i == last { ' ' } else { '-' })).collect()
+    lines
+        .iter()
+        .enumerate()
+        .map(|(i, l)| format!("250{}{l}\r\n", if i == last { ' ' } else { '-' }))
+        .collect()
 }
