@@ -9,7 +9,10 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/sealane.v1.Policy/Watch", &[Relay, Operator]),
     ("/sealane.v1.Policy/Get", &[Admin, Viewer, Operator]),
     ("/sealane.v1.Policy/Apply", &[Admin, Operator]),
-    ("/sealane.v1.Admin/ClusterStatus", &[Admin, Viewer, Operator]),
+    (
+        "/sealane.v1.Admin/ClusterStatus",
+        &[Admin, Viewer, Operator],
+    ),
     ("/sealane.v1.Admin/ListNodes", &[Admin, Viewer, Operator]),
     ("/sealane.v1.Admin/ListQueue", &[Admin, Viewer]),
     ("/sealane.v1.Admin/ShowMessage", &[Admin, Viewer]),

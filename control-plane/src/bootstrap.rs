@@ -28,7 +28,11 @@ pub(crate) struct Membership {
 }
 
 /// Reads the volume's identity, or obtains one.
-pub(crate) async fn identity(config: &ControlPlaneConfig, tls: &Identity, store: &Store) -> anyhow::Result<Membership> {
+pub(crate) async fn identity(
+    config: &ControlPlaneConfig,
+    tls: &Identity,
+    store: &Store,
+) -> anyhow::Result<Membership> {
     if let Some(identity) = store.identity()? {
         let founder = identity.node_id == FOUNDER;
         return Ok(Membership { identity, founder });
@@ -44,7 +48,10 @@ pub(crate) async fn identity(config: &ControlPlaneConfig, tls: &Identity, store:
                 Ok(Some(identity)) => {
                     store.set_identity(&identity)?;
                     tracing::info!(node_id = identity.node_id, cluster = %identity.cluster_id, "joined the cluster");
-                    return Ok(Membership { identity, founder: false });
+                    return Ok(Membership {
+                        identity,
+                        founder: false,
+                    });
                 }
                 Ok(None) => {}
                 Err(e) => {
@@ -68,7 +75,10 @@ pub(crate) async fn identity(config: &ControlPlaneConfig, tls: &Identity, store:
             };
             store.set_identity(&identity)?;
             tracing::info!(cluster = %identity.cluster_id, shards = identity.shards, "founded the cluster");
-            return Ok(Membership { identity, founder: true });
+            return Ok(Membership {
+                identity,
+                founder: true,
+            });
         }
         round = round.saturating_add(1);
         tokio::time::sleep(PAUSE).await;
@@ -97,7 +107,9 @@ async fn ask(
         address: config.advertised(),
         incarnation: incarnation.to_vec().into(),
     };
-    let reply = within(client.join(request)).await.map_err(|e| NotYet(format!("{e:#}")))?;
+    let reply = within(client.join(request))
+        .await
+        .map_err(|e| NotYet(format!("{e:#}")))?;
     Ok(Some(NodeIdentity {
         cluster_id: reply.cluster_id,
         cluster_name: tls.workload().cluster.clone(),
@@ -110,11 +122,18 @@ async fn ask(
 async fn within<T>(
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> anyhow::Result<T> {
-    let reply = tokio::time::timeout(ASK, call).await.context("no answer in time")?;
-    reply.map(tonic::Response::into_inner).map_err(|s| anyhow::anyhow!("{}: {}", s.code(), s.message()))
+    let reply = tokio::time::timeout(ASK, call)
+        .await
+        .context("no answer in time")?;
+    reply
+        .map(tonic::Response::into_inner)
+        .map_err(|s| anyhow::anyhow!("{}: {}", s.code(), s.message()))
 }
 
 /// A client of the `Cluster` service at `address`.
-pub(crate) fn cluster_client(address: &str, tls: &Identity) -> anyhow::Result<ClusterClient<Channel>> {
+pub(crate) fn cluster_client(
+    address: &str,
+    tls: &Identity,
+) -> anyhow::Result<ClusterClient<Channel>> {
     Ok(ClusterClient::new(grpc::channel(address, tls)?))
 }

@@ -106,17 +106,29 @@ fn default_reserve() -> ByteSize {
 impl ControlPlaneConfig {
     /// Where others reach this node.
     pub fn advertised(&self) -> String {
-        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+        self.advertise
+            .clone()
+            .unwrap_or_else(|| self.listen.to_string())
     }
 }
 
 impl Validate for ControlPlaneConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        let check = |ok: bool, field: &str, reason: &str| if ok { Ok(()) } else { Err(ConfigError::field(field, reason)) };
+        let check = |ok: bool, field: &str, reason: &str| {
+            if ok {
+                Ok(())
+            } else {
+                Err(ConfigError::field(field, reason))
+            }
+        };
         check(!self.name.is_empty(), "name", "must not be empty")?;
         sealane_types::DomainName::parse(&self.hostname)
             .map_err(|e| ConfigError::field("hostname", e.to_string()))?;
-        check((1..=255).contains(&self.cluster.shards), "cluster.shards", "must be 1 to 255")?;
+        check(
+            (1..=255).contains(&self.cluster.shards),
+            "cluster.shards",
+            "must be 1 to 255",
+        )?;
         check(
             matches!(self.cluster.replicas, 1 | 3 | 5 | 7),
             "cluster.replicas",
@@ -127,16 +139,36 @@ impl Validate for ControlPlaneConfig {
             "cluster.peers",
             "a node that does not found the cluster needs the address of a node that belongs to it",
         )?;
-        check(self.lease.0 >= Duration::from_secs(5), "lease", "must be at least 5s")?;
-        check(self.raft.heartbeat.0 >= Duration::from_millis(20), "raft.heartbeat", "must be at least 20ms")?;
+        check(
+            self.lease.0 >= Duration::from_secs(5),
+            "lease",
+            "must be at least 5s",
+        )?;
+        check(
+            self.raft.heartbeat.0 >= Duration::from_millis(20),
+            "raft.heartbeat",
+            "must be at least 20ms",
+        )?;
         check(
             self.raft.election_min.0 >= self.raft.heartbeat.0 * 3,
             "raft.electionMin",
             "must be at least three heartbeats",
         )?;
-        check(self.raft.election_max.0 > self.raft.election_min.0, "raft.electionMax", "must be above raft.electionMin")?;
-        check(self.raft.keep_entries >= 16, "raft.keepEntries", "must be at least 16")?;
-        check(self.in_flight.0 >= 8 << 20, "inFlight", "must be at least 8MiB")?;
+        check(
+            self.raft.election_max.0 > self.raft.election_min.0,
+            "raft.electionMax",
+            "must be above raft.electionMin",
+        )?;
+        check(
+            self.raft.keep_entries >= 16,
+            "raft.keepEntries",
+            "must be at least 16",
+        )?;
+        check(
+            self.in_flight.0 >= 8 << 20,
+            "inFlight",
+            "must be at least 8MiB",
+        )?;
         self.identity.validate()
     }
 }

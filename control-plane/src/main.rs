@@ -25,7 +25,11 @@ fn main() -> ExitCode {
             return ExitCode::from(sealane_runtime::exit_code::CONFIG);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("control-plane").build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("control-plane")
+        .build()
+    {
         Ok(r) => r,
         Err(e) => {
             eprintln!("control-plane: no threads: {e}");

@@ -53,20 +53,52 @@ impl Metrics {
         };
         let r = registry.sub_registry_with_prefix("sealane");
         r.register("enqueue", "Enqueue requests by outcome", m.enqueues.clone());
-        r.register("enqueue_seconds", "From enqueue frame to answer", m.enqueue_seconds.clone());
-        r.register("recipient_results", "Recorded recipient results by outcome", m.results.clone());
+        r.register(
+            "enqueue_seconds",
+            "From enqueue frame to answer",
+            m.enqueue_seconds.clone(),
+        );
+        r.register(
+            "recipient_results",
+            "Recorded recipient results by outcome",
+            m.results.clone(),
+        );
         r.register("leases", "Leases granted", m.leases.clone());
-        r.register("leases_expired", "Leases taken back because their holder went silent", m.leases_expired.clone());
+        r.register(
+            "leases_expired",
+            "Leases taken back because their holder went silent",
+            m.leases_expired.clone(),
+        );
         r.register("dsns", "Non-delivery reports enqueued", m.dsns.clone());
-        r.register("queue_depth", "Messages in a shard that this node leads", m.queue_depth.clone());
-        r.register("queue_oldest_age_seconds", "Age of the oldest message in a shard that this node leads", m.queue_oldest_seconds.clone());
-        r.register("shard_leader", "1 if this node leads the shard", m.leads.clone());
-        r.register("relays_connected", "Relay nodes with a delivery stream to this node", m.relays.clone());
+        r.register(
+            "queue_depth",
+            "Messages in a shard that this node leads",
+            m.queue_depth.clone(),
+        );
+        r.register(
+            "queue_oldest_age_seconds",
+            "Age of the oldest message in a shard that this node leads",
+            m.queue_oldest_seconds.clone(),
+        );
+        r.register(
+            "shard_leader",
+            "1 if this node leads the shard",
+            m.leads.clone(),
+        );
+        r.register(
+            "relays_connected",
+            "Relay nodes with a delivery stream to this node",
+            m.relays.clone(),
+        );
         m
     }
 
     pub(crate) fn enqueue(&self, kind: Kind, took: Duration) {
-        self.enqueues.get_or_create(&OutcomeLabel { outcome: kind.as_str_name() }).inc();
+        self.enqueues
+            .get_or_create(&OutcomeLabel {
+                outcome: kind.as_str_name(),
+            })
+            .inc();
         self.enqueue_seconds.observe(took.as_secs_f64());
     }
     pub(crate) fn result(&self, outcome: &'static str) {
@@ -87,10 +119,14 @@ impl Metrics {
     /// `None`: not led here.
     pub(crate) fn shard(&self, shard: u32, led: Option<(u64, Duration)>) {
         let label = ShardLabel { shard };
-        self.leads.get_or_create(&label).set(i64::from(led.is_some()));
+        self.leads
+            .get_or_create(&label)
+            .set(i64::from(led.is_some()));
         match led {
             Some((depth, oldest)) => {
-                self.queue_depth.get_or_create(&label).set(i64::try_from(depth).unwrap_or(i64::MAX));
+                self.queue_depth
+                    .get_or_create(&label)
+                    .set(i64::try_from(depth).unwrap_or(i64::MAX));
                 self.queue_oldest_seconds
                     .get_or_create(&label)
                     .set(i64::try_from(oldest.as_secs()).unwrap_or(i64::MAX));

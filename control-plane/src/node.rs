@@ -27,8 +27,8 @@ use sealane_runtime::{grpc, http, identity::Identity, shutdown, telemetry};
 use sealane_store::{Options, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1::{
-    self, admin_server::AdminServer, cluster_server::ClusterServer, command::Op, policy_server::PolicyServer,
-    queue_server::QueueServer,
+    self, admin_server::AdminServer, cluster_server::ClusterServer, command::Op,
+    policy_server::PolicyServer, queue_server::QueueServer,
 };
 use std::{
     sync::{
@@ -60,8 +60,14 @@ pub async fn run(config: ControlPlaneConfig) -> anyhow::Result<()> {
     result
 }
 
-async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {}", config.listen))?;
+async fn serve(
+    config: &ControlPlaneConfig,
+    identity: Identity,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen: {}", config.listen))?;
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let data_dir = config.data_dir.clone();
@@ -76,8 +82,15 @@ async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: Cancellati
     let last = CancellationToken::new();
     let tasks = TaskTracker::new();
     if let Some(address) = config.metrics_listen {
-        let http = TcpListener::bind(address).await.with_context(|| format!("metricsListen: {address}"))?;
-        tasks.spawn(http::serve(http, Arc::new(Mutex::new(registry)), ready, last.clone()));
+        let http = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("metricsListen: {address}"))?;
+        tasks.spawn(http::serve(
+            http,
+            Arc::new(Mutex::new(registry)),
+            ready,
+            last.clone(),
+        ));
     }
 
     let membership = tokio::select! {
@@ -107,7 +120,10 @@ async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: Cancellati
     )
     .await?;
     let policy = PolicyView::new(groups.meta().store().clone())?;
-    let proposer = Proposer { groups: groups.clone(), identity: identity.clone() };
+    let proposer = Proposer {
+        groups: groups.clone(),
+        identity: identity.clone(),
+    };
 
     let claims = LeaderClaims::new();
     let disk_full = Arc::new(AtomicBool::new(false));
@@ -134,7 +150,11 @@ async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: Cancellati
         closing.clone(),
     );
 
-    let queue = QueueRpc { groups: groups.clone(), submit, deliver: desk.clone() };
+    let queue = QueueRpc {
+        groups: groups.clone(),
+        submit,
+        deliver: desk.clone(),
+    };
     let admin = AdminRpc {
         groups: groups.clone(),
         policy: policy.clone(),
@@ -143,16 +163,31 @@ async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: Cancellati
     };
     let (health_reporter, health) = tonic_health::server::health_reporter();
     let routes = tonic::service::Routes::new(RaftTransport::server(groups.clone()))
-        .add_service(ClusterServer::new(ClusterRpc { proposer: proposer.clone() }))
-        .add_service(QueueServer::new(queue).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(ClusterServer::new(ClusterRpc {
+            proposer: proposer.clone(),
+        }))
         .add_service(
-            PolicyServer::new(PolicyRpc { view: policy.clone(), proposer: proposer.clone() })
+            QueueServer::new(queue)
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )
+        .add_service(
+            PolicyServer::new(PolicyRpc {
+                view: policy.clone(),
+                proposer: proposer.clone(),
+            })
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE),
+        )
         .add_service(AdminServer::new(admin).max_encoding_message_size(MAX_MESSAGE))
         .add_service(health);
-    let server = grpc::serve(listener, routes, access::TABLE, identity.clone(), last.clone());
+    let server = grpc::serve(
+        listener,
+        routes,
+        access::TABLE,
+        identity.clone(),
+        last.clone(),
+    );
     tasks.spawn(async move {
         if let Err(e) = server.await {
             tracing::error!(error = %format!("{e:#}"), "gRPC server ended");
@@ -161,7 +196,13 @@ async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: Cancellati
 
     tasks.spawn(leadership::run(groups.clone(), claims, stop.clone()));
     tasks.spawn(membership::run(groups.clone(), stop.clone()));
-    tasks.spawn(compaction::run(groups.clone(), store.clone(), config.disk_reserve.0, disk_full, stop.clone()));
+    tasks.spawn(compaction::run(
+        groups.clone(),
+        store.clone(),
+        config.disk_reserve.0,
+        disk_full,
+        stop.clone(),
+    ));
     let dispatcher = Dispatcher {
         groups: groups.clone(),
         policy: policy.clone(),
@@ -176,7 +217,12 @@ async fn serve(config: &ControlPlaneConfig, identity: Identity, stop: Cancellati
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;
     }
-    tasks.spawn(readiness(groups.clone(), ready_tx, health_reporter, stop.clone()));
+    tasks.spawn(readiness(
+        groups.clone(),
+        ready_tx,
+        health_reporter,
+        stop.clone(),
+    ));
 
     stop.cancelled().await;
     tracing::info!("shutting down: handing leadership over");
@@ -198,7 +244,9 @@ async fn found(
     proposer: &Proposer,
     identity: &sealane_store::NodeIdentity,
 ) -> anyhow::Result<()> {
-    groups.initialize(&config.advertised(), &config.name).await?;
+    groups
+        .initialize(&config.advertised(), &config.name)
+        .await?;
     let recorded = sealane_state::queries::cluster(&groups.meta().store().reader())?.is_some();
     if recorded {
         return Ok(());
@@ -216,7 +264,10 @@ async fn found(
             joined_at_ms: crate::raft::now_ms(),
         }),
     });
-    proposer.propose(GroupId::META, op).await.map_err(|s| anyhow::anyhow!("founding: {}", s.message()))?;
+    proposer
+        .propose(GroupId::META, op)
+        .await
+        .map_err(|s| anyhow::anyhow!("founding: {}", s.message()))?;
     Ok(())
 }
 
@@ -237,8 +288,11 @@ async fn readiness(
         });
         if ready.send_if_modified(|r| std::mem::replace(r, now) != now) {
             tracing::info!(ready = now, "readiness changed");
-            let status =
-                if now { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+            let status = if now {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
             health.set_service_status("", status).await;
         }
         tokio::select! {
@@ -247,5 +301,7 @@ async fn readiness(
         }
     }
     ready.send_replace(false);
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    health
+        .set_service_status("", tonic_health::ServingStatus::NotServing)
+        .await;
 }

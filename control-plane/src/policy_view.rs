@@ -22,7 +22,10 @@ pub(crate) struct PolicyView {
 impl PolicyView {
     pub(crate) fn new(store: GroupStore) -> anyhow::Result<Self> {
         let first = read(&store)?;
-        Ok(Self { tx: Arc::new(watch::Sender::new(first)), store })
+        Ok(Self {
+            tx: Arc::new(watch::Sender::new(first)),
+            store,
+        })
     }
 
     /// Reads the state machine again and wakes the watchers if the revision changed.
@@ -37,7 +40,9 @@ impl PolicyView {
                     changed
                 });
             }
-            Err(e) => tracing::error!(error = %format!("{e:#}"), "stored policy unreadable: the previous one stays in force"),
+            Err(e) => {
+                tracing::error!(error = %format!("{e:#}"), "stored policy unreadable: the previous one stays in force")
+            }
         }
     }
 

@@ -17,7 +17,7 @@ mod state_machine;
 mod transport;
 mod types;
 
-pub use groups::{Committed, Group, GroupView, Groups, GroupsConfig, ProposeError};
 pub(crate) use groups::now_ms;
+pub use groups::{Committed, Group, GroupView, Groups, GroupsConfig, ProposeError};
 pub use state_machine::EffectBatch;
 pub use transport::RaftTransport;

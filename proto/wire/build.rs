@@ -5,13 +5,21 @@ const PROTOS: &[&str] = &["common", "queue", "policy", "admin", "cluster", "stat
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let files: Vec<String> = PROTOS.iter().map(|p| format!("{root}/sealane/v1/{p}.proto")).collect();
+    let files: Vec<String> = PROTOS
+        .iter()
+        .map(|p| format!("{root}/sealane/v1/{p}.proto"))
+        .collect();
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(&files, [root])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    std::fs::write(
+        out.join("descriptors.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }

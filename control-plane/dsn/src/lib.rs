@@ -57,7 +57,10 @@ pub struct Built {
 
 /// RFC 5322 section 3.3 date in UTC.
 fn date(ms: u64) -> String {
-    let at = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::UNIX_EPOCH);
+    let at = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH);
     at.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
 }
 
@@ -69,18 +72,37 @@ fn line(out: &mut String, text: &str) {
 
 /// Builds the report.
 pub fn build(r: &Report<'_>) -> Built {
-    let reverse_path = r.record.envelope.as_ref().map_or("", |e| e.reverse_path.as_str());
+    let reverse_path = r
+        .record
+        .envelope
+        .as_ref()
+        .map_or("", |e| e.reverse_path.as_str());
     let boundary = format!("=_{}", r.id);
     let mut out = String::new();
-    line(&mut out, &format!("From: Mail Delivery System <MAILER-DAEMON@{}>", r.reporting_mta));
+    line(
+        &mut out,
+        &format!(
+            "From: Mail Delivery System <MAILER-DAEMON@{}>",
+            r.reporting_mta
+        ),
+    );
     line(&mut out, &format!("To: <{reverse_path}>"));
     line(&mut out, "Subject: Undelivered Mail Returned to Sender");
     line(&mut out, &format!("Date: {}", date(r.now_ms)));
-    line(&mut out, &format!("Message-ID: <{}@{}>", r.id, r.reporting_mta));
+    line(
+        &mut out,
+        &format!("Message-ID: <{}@{}>", r.id, r.reporting_mta),
+    );
     line(&mut out, "Auto-Submitted: auto-replied");
     line(&mut out, "MIME-Version: 1.0");
-    line(&mut out, "Content-Type: multipart/report; report-type=delivery-status;");
-    line(&mut out, &format!("\tboundary=\"{boundary}\"").replace('\t', " "));
+    line(
+        &mut out,
+        "Content-Type: multipart/report; report-type=delivery-status;",
+    );
+    line(
+        &mut out,
+        &format!("\tboundary=\"{boundary}\"").replace('\t', " "),
+    );
     line(&mut out, "");
     human_part(&mut out, r, &boundary);
     status_part(&mut out, r, &boundary);
@@ -89,7 +111,10 @@ pub fn build(r: &Report<'_>) -> Built {
     Built {
         envelope: v1::Envelope {
             reverse_path: String::new(),
-            recipients: vec![v1::Recipient { mailbox: reverse_path.to_owned(), orcpt: String::new() }],
+            recipients: vec![v1::Recipient {
+                mailbox: reverse_path.to_owned(),
+                orcpt: String::new(),
+            }],
             body_type: v1::BodyType::BodyType8bitmime.into(),
             envid: String::new(),
         },
@@ -101,23 +126,35 @@ fn human_part(out: &mut String, r: &Report<'_>, boundary: &str) {
     line(out, &format!("--{boundary}"));
     line(out, "Content-Type: text/plain; charset=us-ascii");
     line(out, "");
-    line(out, &format!("This is the mail system at {}.", r.reporting_mta));
+    line(
+        out,
+        &format!("This is the mail system at {}.", r.reporting_mta),
+    );
     line(out, "");
-    line(out, &format!("Your message {} could not be delivered to:", r.original_id));
+    line(
+        out,
+        &format!("Your message {} could not be delivered to:", r.original_id),
+    );
     line(out, "");
     for f in r.failures {
         line(out, &format!("<{}>", f.recipient.mailbox));
         let why = if f.expired { "gave up: " } else { "" };
         match f.reply {
             Some(reply) if !reply.remote.is_empty() => {
-                line(out, &format!("    {} said: {why}{}", reply.remote, words(reply)));
+                line(
+                    out,
+                    &format!("    {} said: {why}{}", reply.remote, words(reply)),
+                );
             }
             Some(reply) => line(out, &format!("    {why}{}", words(reply))),
             None => line(out, &format!("    {why}no answer is known")),
         }
     }
     line(out, "");
-    line(out, "The technical details and the header of your message are attached.");
+    line(
+        out,
+        "The technical details and the header of your message are attached.",
+    );
     line(out, "");
 }
 
@@ -141,16 +178,31 @@ fn status_part(out: &mut String, r: &Report<'_>, boundary: &str) {
         line(out, &format!("Original-Envelope-Id: {}", e.envid));
     }
     line(out, &format!("X-Sealane-Message-Id: {}", r.original_id));
-    line(out, &format!("Arrival-Date: {}", date(r.record.enqueued_at_ms)));
+    line(
+        out,
+        &format!("Arrival-Date: {}", date(r.record.enqueued_at_ms)),
+    );
     for f in r.failures {
         line(out, "");
         if !f.recipient.orcpt.is_empty() {
             line(out, &format!("Original-Recipient: {}", f.recipient.orcpt));
         }
-        line(out, &format!("Final-Recipient: rfc822; {}", f.recipient.mailbox));
+        line(
+            out,
+            &format!("Final-Recipient: rfc822; {}", f.recipient.mailbox),
+        );
         line(out, "Action: failed");
-        let status = f.reply.map(|r| r.enhanced.as_str()).filter(|e| e.starts_with("5."));
-        line(out, &format!("Status: {}", status.unwrap_or(if f.expired { "5.4.7" } else { "5.0.0" })));
+        let status = f
+            .reply
+            .map(|r| r.enhanced.as_str())
+            .filter(|e| e.starts_with("5."));
+        line(
+            out,
+            &format!(
+                "Status: {}",
+                status.unwrap_or(if f.expired { "5.4.7" } else { "5.0.0" })
+            ),
+        );
         if let Some(reply) = f.reply {
             if let Some(host) = reply.remote.split(' ').next().filter(|h| !h.is_empty()) {
                 line(out, &format!("Remote-MTA: dns; {host}"));
@@ -167,7 +219,9 @@ fn status_part(out: &mut String, r: &Report<'_>, boundary: &str) {
 fn header_part(body: &mut Vec<u8>, r: &Report<'_>, boundary: &str) {
     let end = find(r.original_header, b"\r\n\r\n").map_or(r.original_header.len(), |n| n + 2);
     let header = &r.original_header[..end.min(HEADER_LIMIT)];
-    body.extend_from_slice(format!("--{boundary}\r\nContent-Type: text/rfc822-headers; charset=utf-8\r\n").as_bytes());
+    body.extend_from_slice(
+        format!("--{boundary}\r\nContent-Type: text/rfc822-headers; charset=utf-8\r\n").as_bytes(),
+    );
     body.extend_from_slice(b"Content-Transfer-Encoding: 8bit\r\n\r\n");
     // Whole lines only; an overlong one is left out.
     for l in header.split_inclusive(|b| *b == b'\n') {
@@ -191,7 +245,10 @@ mod tests {
     #[test]
     fn report_is_as_in_the_golden_file() {
         let shard = ShardId::new(1).unwrap();
-        let recipient = v1::Recipient { mailbox: "bob@far.example".into(), orcpt: "rfc822;bob@alias.example".into() };
+        let recipient = v1::Recipient {
+            mailbox: "bob@far.example".into(),
+            orcpt: "rfc822;bob@alias.example".into(),
+        };
         let reply = v1::Reply {
             code: 550,
             enhanced: "5.1.1".into(),
@@ -199,7 +256,11 @@ mod tests {
             remote: "mx.far.example [192.0.2.7]:25".into(),
         };
         let record = v1::MessageRecord {
-            envelope: Some(v1::Envelope { reverse_path: "alice@near.example".into(), envid: "e1".into(), ..Default::default() }),
+            envelope: Some(v1::Envelope {
+                reverse_path: "alice@near.example".into(),
+                envid: "e1".into(),
+                ..Default::default()
+            }),
             enqueued_at_ms: 1_700_000_000_000,
             ..Default::default()
         };
@@ -208,10 +269,19 @@ mod tests {
             original_id: MessageId::new(shard, 1, [1; 9]),
             record: &record,
             failures: &[
-                Failure { recipient: &recipient, reply: Some(&reply), expired: false },
-                Failure { recipient: &recipient, reply: None, expired: true },
+                Failure {
+                    recipient: &recipient,
+                    reply: Some(&reply),
+                    expired: false,
+                },
+                Failure {
+                    recipient: &recipient,
+                    reply: None,
+                    expired: true,
+                },
             ],
-            original_header: "Received: x\r\nSubject: gr\u{fc}\u{df}e\r\n\r\nsecret body".as_bytes(),
+            original_header: "Received: x\r\nSubject: gr\u{fc}\u{df}e\r\n\r\nsecret body"
+                .as_bytes(),
             reporting_mta: "relay.near.example",
             now_ms: 1_700_000_060_000,
         });
@@ -219,7 +289,10 @@ mod tests {
         assert_eq!(built.envelope.recipients[0].mailbox, "alice@near.example");
         let text = String::from_utf8(built.body.to_vec()).unwrap();
         assert!(!text.contains("secret body") && !text.contains("\nInjected"));
-        assert!(text.split_inclusive('\n').all(|l| l.ends_with("\r\n") && l.len() <= 998));
+        assert!(
+            text.split_inclusive('\n')
+                .all(|l| l.ends_with("\r\n") && l.len() <= 998)
+        );
         insta::assert_snapshot!(text.replace("\r\n", "\n"));
     }
 }

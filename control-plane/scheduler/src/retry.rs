@@ -6,7 +6,11 @@
 /// number in 0..1000. Overflow saturates.
 pub fn retry_at(delays_ms: &[u64], attempts: u32, now_ms: u64, jitter: u32) -> u64 {
     let index = usize::try_from(attempts.saturating_sub(1)).unwrap_or(usize::MAX);
-    let delay = delays_ms.get(index).or(delays_ms.last()).copied().unwrap_or(3_600_000);
+    let delay = delays_ms
+        .get(index)
+        .or(delays_ms.last())
+        .copied()
+        .unwrap_or(3_600_000);
     let permille = 900 + u64::from(jitter.min(999)) / 5;
     now_ms.saturating_add(delay.saturating_mul(permille) / 1000)
 }

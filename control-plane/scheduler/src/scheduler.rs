@@ -79,20 +79,36 @@ impl Scheduler {
         self.remove_item(&key);
         self.waiting.insert((item.due_ms, key.clone()));
         self.expiry.insert((item.expires_ms, item.id));
-        self.by_message.entry(item.id).or_default().insert(item.destination.clone());
+        self.by_message
+            .entry(item.id)
+            .or_default()
+            .insert(item.destination.clone());
         self.items.insert(key, item);
     }
 
     /// Notes a lease: it counts against its destination until it is removed.
-    pub fn leased(&mut self, id: MessageId, destination: &str, epoch: u64, _holder: &str, until_ms: u64) {
+    pub fn leased(
+        &mut self,
+        id: MessageId,
+        destination: &str,
+        epoch: u64,
+        _holder: &str,
+        until_ms: u64,
+    ) {
         let key = (id, destination.to_owned());
         if let Some(old) = self.leases.insert(key.clone(), Lease { epoch, until_ms }) {
             self.lease_ends.remove(&(old.until_ms, key.clone()));
         } else {
-            self.destinations.entry(destination.to_owned()).or_default().in_flight += 1;
+            self.destinations
+                .entry(destination.to_owned())
+                .or_default()
+                .in_flight += 1;
         }
         self.lease_ends.insert((until_ms, key));
-        self.by_message.entry(id).or_default().insert(destination.to_owned());
+        self.by_message
+            .entry(id)
+            .or_default()
+            .insert(destination.to_owned());
     }
 
     /// Forgets everything about a message.
@@ -134,13 +150,20 @@ impl Scheduler {
     /// leases per destination; the relay that served a destination last is preferred.
     ///
     /// Assigned items leave the index: the caller adds them again, leased or waiting, when it knows.
-    pub fn next(&mut self, now_ms: u64, max: usize, limit: &dyn Fn(&str) -> u32) -> Vec<Assignment> {
+    pub fn next(
+        &mut self,
+        now_ms: u64,
+        max: usize,
+        limit: &dyn Fn(&str) -> u32,
+    ) -> Vec<Assignment> {
         self.collect_due(now_ms);
         let mut out: BTreeMap<String, Vec<WorkItem>> = BTreeMap::new();
         let mut assigned = 0;
         let mut blocked = Vec::new();
         while assigned < max {
-            let Some(name) = self.turn.pop_front() else { break };
+            let Some(name) = self.turn.pop_front() else {
+                break;
+            };
             match self.take_one(&name, limit) {
                 Taken::Item(worker, item) => {
                     out.entry(worker).or_default().push(item);
@@ -156,7 +179,9 @@ impl Scheduler {
             }
         }
         self.turn.extend(blocked);
-        out.into_iter().map(|(worker, items)| Assignment { worker, items }).collect()
+        out.into_iter()
+            .map(|(worker, items)| Assignment { worker, items })
+            .collect()
     }
 
     fn collect_due(&mut self, now_ms: u64) {
@@ -164,7 +189,9 @@ impl Scheduler {
             if *due > now_ms {
                 break;
             }
-            let Some((_, key)) = self.waiting.pop_first() else { break };
+            let Some((_, key)) = self.waiting.pop_first() else {
+                break;
+            };
             let d = self.destinations.entry(key.1.clone()).or_default();
             if d.ready.is_empty() {
                 self.turn.push_back(key.1.clone());
@@ -174,10 +201,15 @@ impl Scheduler {
     }
 
     fn take_one(&mut self, name: &str, limit: &dyn Fn(&str) -> u32) -> Taken {
-        let Some(d) = self.destinations.get_mut(name) else { return Taken::Empty };
+        let Some(d) = self.destinations.get_mut(name) else {
+            return Taken::Empty;
+        };
         // Skip what was removed or is waiting again since it became ready.
         while let Some(key) = d.ready.front() {
-            let live = self.items.get(key).is_some_and(|i| !self.waiting.contains(&(i.due_ms, key.clone())));
+            let live = self
+                .items
+                .get(key)
+                .is_some_and(|i| !self.waiting.contains(&(i.due_ms, key.clone())));
             if live {
                 break;
             }
@@ -192,18 +224,40 @@ impl Scheduler {
         if d.in_flight >= usize::try_from(limit(name)).unwrap_or(usize::MAX) {
             return Taken::Blocked;
         }
-        let preferred = d.last_worker.as_ref().filter(|w| self.workers.get(*w).is_some_and(|c| *c > 0)).cloned();
-        let richest = || self.workers.iter().max_by_key(|(_, c)| **c).filter(|(_, c)| **c > 0).map(|(w, _)| w.clone());
-        let Some(worker) = preferred.or_else(richest) else { return Taken::NoWorker };
-        let Some(key) = d.ready.pop_front() else { return Taken::Empty };
+        let preferred = d
+            .last_worker
+            .as_ref()
+            .filter(|w| self.workers.get(*w).is_some_and(|c| *c > 0))
+            .cloned();
+        let richest = || {
+            self.workers
+                .iter()
+                .max_by_key(|(_, c)| **c)
+                .filter(|(_, c)| **c > 0)
+                .map(|(w, _)| w.clone())
+        };
+        let Some(worker) = preferred.or_else(richest) else {
+            return Taken::NoWorker;
+        };
+        let Some(key) = d.ready.pop_front() else {
+            return Taken::Empty;
+        };
         d.last_worker = Some(worker.clone());
         if let Some(c) = self.workers.get_mut(&worker) {
             *c -= 1;
         }
-        let Some(item) = self.items.remove(&key) else { return Taken::Empty };
+        let Some(item) = self.items.remove(&key) else {
+            return Taken::Empty;
+        };
         self.expiry.remove(&(item.expires_ms, item.id));
         // Counts as in flight from now; `remove_message` undoes it.
-        self.leases.insert(key.clone(), Lease { epoch: 0, until_ms: u64::MAX });
+        self.leases.insert(
+            key.clone(),
+            Lease {
+                epoch: 0,
+                until_ms: u64::MAX,
+            },
+        );
         d.in_flight += 1;
         Taken::Item(worker, item)
     }
@@ -216,9 +270,14 @@ impl Scheduler {
                 Some((end, _)) if *end < now_ms => {}
                 _ => break,
             }
-            let Some((_, key)) = self.lease_ends.pop_first() else { break };
+            let Some((_, key)) = self.lease_ends.pop_first() else {
+                break;
+            };
             if let Some(lease) = self.leases.get_mut(&key) {
-                out.push(ExpiredLease { id: key.0, epoch: lease.epoch });
+                out.push(ExpiredLease {
+                    id: key.0,
+                    epoch: lease.epoch,
+                });
                 // Named again later if the release was not committed.
                 lease.until_ms = now_ms.saturating_add(10_000);
                 self.lease_ends.insert((lease.until_ms, key));
@@ -235,7 +294,9 @@ impl Scheduler {
                 Some((at, _)) if *at <= now_ms => {}
                 _ => break,
             }
-            let Some((_, id)) = self.expiry.pop_first() else { break };
+            let Some((_, id)) = self.expiry.pop_first() else {
+                break;
+            };
             let destinations = self.by_message.get(&id).cloned().unwrap_or_default();
             for destination in destinations {
                 self.remove_item(&(id, destination));
@@ -271,11 +332,21 @@ mod tests {
     }
 
     fn item(n: u64, destination: &str, due_ms: u64) -> WorkItem {
-        WorkItem { id: id(n), destination: destination.into(), recipients: vec![0], due_ms, attempts: 0, expires_ms: 1_000_000 }
+        WorkItem {
+            id: id(n),
+            destination: destination.into(),
+            recipients: vec![0],
+            due_ms,
+            attempts: 0,
+            expires_ms: 1_000_000,
+        }
     }
 
     fn taken(a: Vec<Assignment>) -> Vec<u64> {
-        a.into_iter().flat_map(|a| a.items).map(|i| i.id.time_ms()).collect()
+        a.into_iter()
+            .flat_map(|a| a.items)
+            .map(|i| i.id.time_ms())
+            .collect()
     }
 
     #[test]
@@ -313,7 +384,13 @@ mod tests {
         s.remove_message(id(1));
         s.leased(id(1), "a", 7, "r", 500);
         assert!(s.next(0, 10, &|_| 1).is_empty());
-        assert_eq!(s.expired_leases(501, 10), [ExpiredLease { id: id(1), epoch: 7 }]);
+        assert_eq!(
+            s.expired_leases(501, 10),
+            [ExpiredLease {
+                id: id(1),
+                epoch: 7
+            }]
+        );
         s.remove_message(id(1));
         assert_eq!(taken(s.next(0, 10, &|_| 1)), [2]);
     }
@@ -322,7 +399,10 @@ mod tests {
     fn expired_messages_leave_the_index() {
         let mut s = Scheduler::new();
         s.worker("r", 100);
-        s.upsert(WorkItem { expires_ms: 10, ..item(1, "a", 100) });
+        s.upsert(WorkItem {
+            expires_ms: 10,
+            ..item(1, "a", 100)
+        });
         assert!(s.expired_messages(9, 10).is_empty());
         assert_eq!(s.expired_messages(10, 10), [id(1)]);
         assert!(s.next(100, 10, &|_| 9).is_empty());

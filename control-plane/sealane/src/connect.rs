@@ -13,7 +13,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 impl Connection {
     pub(crate) fn identity(&self) -> anyhow::Result<Identity> {
         let need = |path: &Option<std::path::PathBuf>, flag: &str, env: &str| {
-            path.clone().with_context(|| format!("{flag} is missing: give it or set {env}"))
+            path.clone()
+                .with_context(|| format!("{flag} is missing: give it or set {env}"))
         };
         Identity::load(&IdentityConfig {
             certificate: need(&self.cert, "--cert", "SEALANE_CERT")?,
@@ -29,7 +30,10 @@ impl Connection {
             bail!("--control is missing: give control-plane addresses or set SEALANE_CONTROL");
         }
         let identity = self.identity()?;
-        self.control.iter().map(|a| Ok((a.clone(), grpc::channel(a, &identity)?))).collect()
+        self.control
+            .iter()
+            .map(|a| Ok((a.clone(), grpc::channel(a, &identity)?)))
+            .collect()
     }
 
     /// The first answer that is one; a refusal by the cluster itself is final.
@@ -41,7 +45,12 @@ impl Connection {
         for (address, channel) in self.channels()? {
             match tokio::time::timeout(DEADLINE, call(channel)).await {
                 Ok(Ok(r)) => return Ok(r.into_inner()),
-                Ok(Err(s)) if !matches!(s.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled) => {
+                Ok(Err(s))
+                    if !matches!(
+                        s.code(),
+                        Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
+                    ) =>
+                {
                     bail!("{}", s.message());
                 }
                 Ok(Err(s)) => causes.push(format!("  {address}: {}", cause(&s))),

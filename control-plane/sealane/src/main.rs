@@ -103,7 +103,10 @@ enum QueueCommand {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(r) => r,
         Err(e) => {
             eprintln!("sealane: {e}");
@@ -115,22 +118,34 @@ fn main() -> ExitCode {
         Err(e) => {
             eprintln!("sealane: {e:#}");
             let input = e.downcast_ref::<sealane_policy::PolicyError>().is_some();
-            ExitCode::from(if input { sealane_runtime::exit_code::CONFIG } else { 1 })
+            ExitCode::from(if input {
+                sealane_runtime::exit_code::CONFIG
+            } else {
+                1
+            })
         }
     }
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let default = if std::io::stdout().is_terminal() { Output::Table } else { Output::Json };
+    let default = if std::io::stdout().is_terminal() {
+        Output::Table
+    } else {
+        Output::Json
+    };
     let output = cli.output.unwrap_or(default);
     match cli.command {
         Command::Pki(c) => pki::run(c),
-        Command::Cluster(ClusterCommand::Status) => show::cluster_status(&cli.connection, output).await,
+        Command::Cluster(ClusterCommand::Status) => {
+            show::cluster_status(&cli.connection, output).await
+        }
         Command::Node(NodeCommand::List) => show::node_list(&cli.connection, output).await,
         Command::Queue(QueueCommand::List { destination, limit }) => {
             show::queue_list(&cli.connection, output, destination, limit).await
         }
-        Command::Queue(QueueCommand::Show { id }) => show::queue_show(&cli.connection, output, id).await,
+        Command::Queue(QueueCommand::Show { id }) => {
+            show::queue_show(&cli.connection, output, id).await
+        }
         Command::Policy(c) => policy::run(c, &cli.connection, cli.output).await,
     }
 }

@@ -2,7 +2,8 @@
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use sealane_runtime::identity::{CONTROL_SERVER_NAME, Role, WorkloadId};
 use std::{
@@ -73,14 +74,25 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> anyhow::Result<()> 
     } else {
         options.create_new(true);
     }
-    let mut file = options.open(path).with_context(|| format!("{} (exists? --force overwrites)", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| path.display().to_string())
+    let mut file = options
+        .open(path)
+        .with_context(|| format!("{} (exists? --force overwrites)", path.display()))?;
+    file.write_all(text.as_bytes())
+        .with_context(|| path.display().to_string())
 }
 
 fn validity(params: &mut CertificateParams, days: u16) {
-    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let now = jiff::Timestamp::now()
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .date();
     let end = now.saturating_add(jiff::Span::new().days(i64::from(days)));
-    let at = |d: jiff::civil::Date| rcgen::date_time_ymd(d.year().into(), d.month().unsigned_abs(), d.day().unsigned_abs());
+    let at = |d: jiff::civil::Date| {
+        rcgen::date_time_ymd(
+            d.year().into(),
+            d.month().unsigned_abs(),
+            d.day().unsigned_abs(),
+        )
+    };
     params.not_before = at(now.saturating_sub(jiff::Span::new().days(1)));
     params.not_after = at(end);
 }
@@ -88,7 +100,17 @@ fn validity(params: &mut CertificateParams, days: u16) {
 pub(crate) fn run(command: PkiCommand) -> anyhow::Result<()> {
     match command {
         PkiCommand::Init { dir, cluster } => init(&dir, &cluster),
-        PkiCommand::Issue { dir, role, name, public: _, dns, ip, out, days, force } => {
+        PkiCommand::Issue {
+            dir,
+            role,
+            name,
+            public: _,
+            dns,
+            ip,
+            out,
+            days,
+            force,
+        } => {
             let out = out.unwrap_or_else(|| dir.clone());
             issue(&dir, role, &name, dns, &ip, &out, days, force)
         }
@@ -103,7 +125,9 @@ fn init(dir: &Path, cluster: &str) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)?;
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, format!("Sealane CA {cluster}"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Sealane CA {cluster}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, 3650);
@@ -126,7 +150,10 @@ fn issue(
     days: u16,
     force: bool,
 ) -> anyhow::Result<()> {
-    let read = |f: &str| std::fs::read_to_string(dir.join(f)).with_context(|| format!("{}: run `sealane pki init` first", dir.join(f).display()));
+    let read = |f: &str| {
+        std::fs::read_to_string(dir.join(f))
+            .with_context(|| format!("{}: run `sealane pki init` first", dir.join(f).display()))
+    };
     let cluster = read("cluster")?;
     let ca_key = KeyPair::from_pem(&read("ca.key")?)?;
     let issuer = Issuer::from_ca_cert_pem(&read("ca.crt")?, ca_key)?;
@@ -139,20 +166,36 @@ fn issue(
     }
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, name);
-    params.subject_alt_names.extend(ip.iter().map(|i| SanType::IpAddress(*i)));
+    params
+        .subject_alt_names
+        .extend(ip.iter().map(|i| SanType::IpAddress(*i)));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     if let Some(role) = role {
-        let id = WorkloadId { cluster: cluster.trim().to_owned(), role, name: name.to_owned() }.to_string();
-        params.subject_alt_names.push(SanType::URI(id.as_str().try_into()?));
-        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        let id = WorkloadId {
+            cluster: cluster.trim().to_owned(),
+            role,
+            name: name.to_owned(),
+        }
+        .to_string();
+        params
+            .subject_alt_names
+            .push(SanType::URI(id.as_str().try_into()?));
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ClientAuth);
     }
     params.use_authority_key_identifier_extension = true;
     validity(&mut params, days);
     let key = KeyPair::generate()?;
     let cert = params.signed_by(&key, &issuer)?;
     std::fs::create_dir_all(out)?;
-    write(&out.join(format!("{name}.key")), &key.serialize_pem(), 0o600, force)?;
+    write(
+        &out.join(format!("{name}.key")),
+        &key.serialize_pem(),
+        0o600,
+        force,
+    )?;
     write(&out.join(format!("{name}.crt")), &cert.pem(), 0o644, force)?;
     println!("{}", out.join(format!("{name}.crt")).display());
     Ok(())

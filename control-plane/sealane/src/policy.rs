@@ -29,9 +29,18 @@ pub(crate) enum PolicyCommand {
     Get,
 }
 
-pub(crate) async fn run(command: PolicyCommand, connection: &Connection, output: Option<Output>) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    command: PolicyCommand,
+    connection: &Connection,
+    output: Option<Output>,
+) -> anyhow::Result<()> {
     match command {
-        PolicyCommand::Apply { file, dry_run, expected_revision, remove } => {
+        PolicyCommand::Apply {
+            file,
+            dry_run,
+            expected_revision,
+            remove,
+        } => {
             let mut text = String::new();
             if file == "-" {
                 std::io::stdin().read_to_string(&mut text)?;
@@ -73,10 +82,21 @@ pub(crate) async fn run(command: PolicyCommand, connection: &Connection, output:
                 .await?;
             match output {
                 Some(Output::Json) => {
-                    let keys: Vec<String> = set.documents.iter().map(sealane_policy::document_key).collect();
-                    println!("{}", serde_json::json!({ "revision": set.revision, "documents": keys }));
+                    let keys: Vec<String> = set
+                        .documents
+                        .iter()
+                        .map(sealane_policy::document_key)
+                        .collect();
+                    println!(
+                        "{}",
+                        serde_json::json!({ "revision": set.revision, "documents": keys })
+                    );
                 }
-                _ => print!("# revision {}\n{}", set.revision, sealane_policy::to_yaml(&set.documents)),
+                _ => print!(
+                    "# revision {}\n{}",
+                    set.revision,
+                    sealane_policy::to_yaml(&set.documents)
+                ),
             }
         }
     }

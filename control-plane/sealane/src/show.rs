@@ -21,7 +21,9 @@ fn age(ms: u64) -> String {
 }
 
 fn date(ms: u64) -> String {
-    let at = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let at = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     at.map(|t| t.to_string()).unwrap_or_default()
 }
 
@@ -49,7 +51,9 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
                 let r = r.into_inner();
                 for g in &r.groups {
                     let by_leader = g.leader == r.answered_by;
-                    let better = groups.get(&g.group).is_none_or(|old| g.term > old.term || (g.term == old.term && by_leader));
+                    let better = groups
+                        .get(&g.group)
+                        .is_none_or(|old| g.term > old.term || (g.term == old.term && by_leader));
                     if better {
                         groups.insert(g.group, g.clone());
                     }
@@ -60,7 +64,9 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
             Err(_) => causes.push(format!("  {address}: no answer")),
         }
     }
-    let Some(head) = head else { anyhow::bail!("no control-plane node answered:\n{}", causes.join("\n")) };
+    let Some(head) = head else {
+        anyhow::bail!("no control-plane node answered:\n{}", causes.join("\n"))
+    };
     for c in &causes {
         eprintln!("not reached:{}", c.trim_start_matches(' '));
     }
@@ -74,13 +80,24 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
         })).collect::<Vec<_>>(),
     });
     print(output, &value, || {
-        let mut t = table(&["GROUP", "LEADER", "TERM", "QUORUM", "VOTERS", "LEARNERS", "LOG", "APPLIED", "WAITING", "OLDEST"]);
+        let mut t = table(&[
+            "GROUP", "LEADER", "TERM", "QUORUM", "VOTERS", "LEARNERS", "LOG", "APPLIED", "WAITING",
+            "OLDEST",
+        ]);
         for g in groups.values() {
-            let name = if g.group == 0 { "meta".to_owned() } else { format!("shard {}", g.group) };
+            let name = if g.group == 0 {
+                "meta".to_owned()
+            } else {
+                format!("shard {}", g.group)
+            };
             let list = |l: &[u64]| l.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
             t.add_row([
                 name,
-                if g.leader == 0 { "none".into() } else { g.leader.to_string() },
+                if g.leader == 0 {
+                    "none".into()
+                } else {
+                    g.leader.to_string()
+                },
                 g.term.to_string(),
                 if g.quorum { "yes".into() } else { "NO".into() },
                 list(&g.voters),
@@ -88,16 +105,29 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
                 g.last_log_index.to_string(),
                 g.applied_index.to_string(),
                 g.waiting.to_string(),
-                if g.waiting == 0 { "-".into() } else { age(g.oldest_age_ms) },
+                if g.waiting == 0 {
+                    "-".into()
+                } else {
+                    age(g.oldest_age_ms)
+                },
             ]);
         }
-        format!("cluster {} · {} copies · policy revision {}\n{t}", head.cluster_id, head.replicas, head.policy_revision)
+        format!(
+            "cluster {} · {} copies · policy revision {}\n{t}",
+            head.cluster_id, head.replicas, head.policy_revision
+        )
     });
     Ok(())
 }
 
 pub(crate) async fn node_list(connection: &Connection, output: Output) -> anyhow::Result<()> {
-    let reply = connection.first(|c| async move { AdminClient::new(c).list_nodes(v1::ListNodesRequest {}).await }).await?;
+    let reply = connection
+        .first(|c| async move {
+            AdminClient::new(c)
+                .list_nodes(v1::ListNodesRequest {})
+                .await
+        })
+        .await?;
     let kind = |n: &v1::NodeInfo| match n.kind() {
         v1::node_info::Kind::Relay => "relay",
         _ => "control-plane",
@@ -112,7 +142,11 @@ pub(crate) async fn node_list(connection: &Connection, output: Output) -> anyhow
             t.add_row([
                 kind(n).to_owned(),
                 n.name.clone(),
-                if n.node_id == 0 { "-".into() } else { n.node_id.to_string() },
+                if n.node_id == 0 {
+                    "-".into()
+                } else {
+                    n.node_id.to_string()
+                },
                 n.address.clone(),
                 n.state.clone(),
                 n.leads.to_string(),
@@ -137,8 +171,17 @@ fn message_json(m: &v1::QueuedMessage) -> Value {
     })
 }
 
-pub(crate) async fn queue_list(connection: &Connection, output: Output, destination: String, limit: u32) -> anyhow::Result<()> {
-    let request = v1::ListQueueRequest { limit, page_token: String::new(), destination };
+pub(crate) async fn queue_list(
+    connection: &Connection,
+    output: Output,
+    destination: String,
+    limit: u32,
+) -> anyhow::Result<()> {
+    let request = v1::ListQueueRequest {
+        limit,
+        page_token: String::new(),
+        destination,
+    };
     let reply = connection
         .first(|c| {
             let request = request.clone();
@@ -150,10 +193,21 @@ pub(crate) async fn queue_list(connection: &Connection, output: Output, destinat
         "messages": reply.messages.iter().map(message_json).collect::<Vec<_>>(),
     });
     print(output, &value, || {
-        let mut t = table(&["ID", "AGE", "SIZE", "FROM", "TO", "STATE", "TRIES", "LAST REPLY"]);
+        let mut t = table(&[
+            "ID",
+            "AGE",
+            "SIZE",
+            "FROM",
+            "TO",
+            "STATE",
+            "TRIES",
+            "LAST REPLY",
+        ]);
         for m in &reply.messages {
             for r in &m.recipients {
-                let last = r.last_reply.as_ref().map_or(String::new(), |l| format!("{} {} {}", l.code, l.enhanced, l.text));
+                let last = r.last_reply.as_ref().map_or(String::new(), |l| {
+                    format!("{} {} {}", l.code, l.enhanced, l.text)
+                });
                 t.add_row([
                     m.id.clone(),
                     age(now_ms().saturating_sub(m.accepted_at_ms)),
@@ -171,7 +225,11 @@ pub(crate) async fn queue_list(connection: &Connection, output: Output, destinat
     Ok(())
 }
 
-pub(crate) async fn queue_show(connection: &Connection, output: Output, id: String) -> anyhow::Result<()> {
+pub(crate) async fn queue_show(
+    connection: &Connection,
+    output: Output,
+    id: String,
+) -> anyhow::Result<()> {
     let request = v1::ShowMessageRequest { id };
     let reply = connection
         .first(|c| {
@@ -191,6 +249,8 @@ pub(crate) async fn queue_show(connection: &Connection, output: Output, id: Stri
             "rule": entry.rule, "policyRevision": entry.policy_revision, "relay": entry.relay,
             "acceptedAt": date(entry.accepted_at_ms), "tls": format!("{} {} {}", tls.version, tls.cipher, tls.group) },
     });
-    print(output, &value, || serde_json::to_string_pretty(&value).unwrap_or_default());
+    print(output, &value, || {
+        serde_json::to_string_pretty(&value).unwrap_or_default()
+    });
     Ok(())
 }

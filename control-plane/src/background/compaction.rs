@@ -22,7 +22,13 @@ const UPLOAD_MS: u64 = 3600 * 1000;
 const SWEEP_LIMIT: u32 = 1000;
 
 /// Runs until `stop`.
-pub(crate) async fn run(groups: Arc<Groups>, store: Arc<Store>, reserve: u64, disk_full: Arc<AtomicBool>, stop: CancellationToken) {
+pub(crate) async fn run(
+    groups: Arc<Groups>,
+    store: Arc<Store>,
+    reserve: u64,
+    disk_full: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
     let mut next_sweep = tokio::time::Instant::now() + SWEEP;
     loop {
         tokio::select! {
@@ -35,7 +41,10 @@ pub(crate) async fn run(groups: Arc<Groups>, store: Arc<Store>, reserve: u64, di
         }
         if tokio::time::Instant::now() >= next_sweep {
             next_sweep = tokio::time::Instant::now() + SWEEP;
-            for group in groups.iter().filter(|g| g.is_leader() && g.id() != GroupId::META) {
+            for group in groups
+                .iter()
+                .filter(|g| g.is_leader() && g.id() != GroupId::META)
+            {
                 sweep(&group).await;
             }
         }
@@ -47,9 +56,18 @@ fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
     match tokio::task::block_in_place(|| store.free_bytes()) {
         Ok(free) => {
             let was = disk_full.load(Ordering::Relaxed);
-            let now = if was { free < reserve.saturating_add(reserve / 4) } else { free < reserve };
+            let now = if was {
+                free < reserve.saturating_add(reserve / 4)
+            } else {
+                free < reserve
+            };
             if now != was {
-                tracing::warn!(free, reserve, full = now, "free space on the volume crossed the reserve");
+                tracing::warn!(
+                    free,
+                    reserve,
+                    full = now,
+                    "free space on the volume crossed the reserve"
+                );
                 disk_full.store(now, Ordering::Relaxed);
             }
         }

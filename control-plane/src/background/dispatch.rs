@@ -19,7 +19,9 @@ use bytes::Bytes;
 use sealane_scheduler::{Scheduler, WorkItem};
 use sealane_state::queries::{self, StoredMessage};
 use sealane_types::{GroupId, MessageId};
-use sealane_wire::v1::{self, command::Op, command_reply::Result as Answer, recipient_record::State};
+use sealane_wire::v1::{
+    self, command::Op, command_reply::Result as Answer, recipient_record::State,
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex},
@@ -56,18 +58,39 @@ pub(crate) struct RelayDirectory(Arc<Mutex<BTreeMap<String, RelayInfo>>>);
 
 impl RelayDirectory {
     pub(crate) fn list(&self) -> Vec<RelayInfo> {
-        self.0.lock().expect("no panic while held").values().cloned().collect()
+        self.0
+            .lock()
+            .expect("no panic while held")
+            .values()
+            .cloned()
+            .collect()
     }
 }
 
 /// What delivery streams tell the dispatcher.
 #[derive(Debug)]
 pub(crate) enum Input {
-    Joined { relay: String, session: u64, events: mpsc::Sender<Result<v1::DeliverEvent, Status>> },
-    Left { relay: String, session: u64 },
-    Credit { relay: String, session: u64, leases: u32 },
+    Joined {
+        relay: String,
+        session: u64,
+        events: mpsc::Sender<Result<v1::DeliverEvent, Status>>,
+    },
+    Left {
+        relay: String,
+        session: u64,
+    },
+    Credit {
+        relay: String,
+        session: u64,
+        leases: u32,
+    },
     /// A proposed lease batch is settled: these messages are read again.
-    Settled { group: GroupId, ids: Vec<MessageId>, relay: String, unused_credits: u32 },
+    Settled {
+        group: GroupId,
+        ids: Vec<MessageId>,
+        relay: String,
+        unused_credits: u32,
+    },
 }
 
 /// The dispatcher's mailbox.
@@ -157,28 +180,69 @@ impl Dispatcher {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Joined { relay, session, events } => {
-                let info = RelayInfo { name: relay.clone(), since_ms: now_ms() };
-                self.directory.0.lock().expect("no panic while held").insert(relay.clone(), info);
-                self.state.relays.insert(relay, Relay { session, events, credits: 0 });
+            Input::Joined {
+                relay,
+                session,
+                events,
+            } => {
+                let info = RelayInfo {
+                    name: relay.clone(),
+                    since_ms: now_ms(),
+                };
+                self.directory
+                    .0
+                    .lock()
+                    .expect("no panic while held")
+                    .insert(relay.clone(), info);
+                self.state.relays.insert(
+                    relay,
+                    Relay {
+                        session,
+                        events,
+                        credits: 0,
+                    },
+                );
                 self.metrics.relays(self.state.relays.len());
             }
             Input::Left { relay, session } => {
-                if self.state.relays.get(&relay).is_some_and(|r| r.session == session) {
+                if self
+                    .state
+                    .relays
+                    .get(&relay)
+                    .is_some_and(|r| r.session == session)
+                {
                     self.state.relays.remove(&relay);
-                    self.directory.0.lock().expect("no panic while held").remove(&relay);
+                    self.directory
+                        .0
+                        .lock()
+                        .expect("no panic while held")
+                        .remove(&relay);
                     for shard in self.state.shards.values_mut() {
                         shard.scheduler.worker_gone(&relay);
                     }
                     self.metrics.relays(self.state.relays.len());
                 }
             }
-            Input::Credit { relay, session, leases } => {
-                if let Some(r) = self.state.relays.get_mut(&relay).filter(|r| r.session == session) {
+            Input::Credit {
+                relay,
+                session,
+                leases,
+            } => {
+                if let Some(r) = self
+                    .state
+                    .relays
+                    .get_mut(&relay)
+                    .filter(|r| r.session == session)
+                {
                     r.credits = r.credits.saturating_add(leases);
                 }
             }
-            Input::Settled { group, ids, relay, unused_credits } => {
+            Input::Settled {
+                group,
+                ids,
+                relay,
+                unused_credits,
+            } => {
                 if let Some(r) = self.state.relays.get_mut(&relay) {
                     r.credits = r.credits.saturating_add(unused_credits);
                 }
@@ -197,12 +261,23 @@ impl Dispatcher {
             self.policy.refresh();
             return;
         }
-        let Some(shard) = self.state.shards.get(&batch.group) else { return };
+        let Some(shard) = self.state.shards.get(&batch.group) else {
+            return;
+        };
         if batch.applied <= shard.built_at {
             return;
         }
-        let ids: BTreeSet<MessageId> = batch.effects.iter().filter_map(sealane_state::Effect::message).collect();
-        self.reread(batch.group, ids.into_iter().filter(|id| !shard.pending.contains(id)).collect());
+        let ids: BTreeSet<MessageId> = batch
+            .effects
+            .iter()
+            .filter_map(sealane_state::Effect::message)
+            .collect();
+        self.reread(
+            batch.group,
+            ids.into_iter()
+                .filter(|id| !shard.pending.contains(id))
+                .collect(),
+        );
     }
 
     // ---- the index
@@ -220,7 +295,9 @@ impl Dispatcher {
                     Ok(shard) => {
                         self.state.shards.insert(group.id(), shard);
                     }
-                    Err(e) => tracing::error!(shard = %group.id(), error = %e, "delivery index not built, will retry"),
+                    Err(e) => {
+                        tracing::error!(shard = %group.id(), error = %e, "delivery index not built, will retry")
+                    }
                 },
                 _ => {}
             }
@@ -230,8 +307,12 @@ impl Dispatcher {
             if let Some(group) = self.groups.group(*id) {
                 let reader = group.store().reader();
                 let depth = queries::count(&reader).unwrap_or(0);
-                let oldest = queries::oldest_ms(&reader).ok().flatten().map_or(0, |at| now.saturating_sub(at));
-                self.metrics.shard(id.0, Some((depth, Duration::from_millis(oldest))));
+                let oldest = queries::oldest_ms(&reader)
+                    .ok()
+                    .flatten()
+                    .map_or(0, |at| now.saturating_sub(at));
+                self.metrics
+                    .shard(id.0, Some((depth, Duration::from_millis(oldest))));
             }
         }
     }
@@ -239,7 +320,12 @@ impl Dispatcher {
     fn build(&self, group: &Group, term: u64) -> anyhow::Result<Shard> {
         let built_at = group.view().applied;
         let reader = group.store().reader();
-        let mut shard = Shard { term, scheduler: Scheduler::new(), pending: BTreeSet::new(), built_at };
+        let mut shard = Shard {
+            term,
+            scheduler: Scheduler::new(),
+            pending: BTreeSet::new(),
+            built_at,
+        };
         let mut after = None;
         loop {
             let page = queries::list(&reader, after, PAGE, None)?;
@@ -254,8 +340,12 @@ impl Dispatcher {
     }
 
     fn reread(&mut self, group: GroupId, ids: Vec<MessageId>) {
-        let Some(g) = self.groups.group(group) else { return };
-        let Some(mut shard) = self.state.shards.remove(&group) else { return };
+        let Some(g) = self.groups.group(group) else {
+            return;
+        };
+        let Some(mut shard) = self.state.shards.remove(&group) else {
+            return;
+        };
         block_in_place(|| {
             let reader = g.store().reader();
             for id in ids {
@@ -275,7 +365,9 @@ impl Dispatcher {
         let envelope = m.record.envelope.as_ref();
         let mut waiting: BTreeMap<&str, WorkItem> = BTreeMap::new();
         for (n, r) in m.recipients.iter().enumerate() {
-            let mailbox = envelope.and_then(|e| e.recipients.get(n)).map_or("", |r| r.mailbox.as_str());
+            let mailbox = envelope
+                .and_then(|e| e.recipients.get(n))
+                .map_or("", |r| r.mailbox.as_str());
             let destination = mailbox.rsplit_once('@').map_or("", |(_, d)| d);
             let number = u32::try_from(n).unwrap_or(u32::MAX);
             match r.state() {
@@ -291,7 +383,13 @@ impl Dispatcher {
                     item.recipients.push(number);
                     item.due_ms = item.due_ms.min(r.due_ms);
                 }
-                State::Leased => scheduler.leased(m.id, &destination.to_ascii_lowercase(), r.epoch, &r.holder, r.lease_until_ms),
+                State::Leased => scheduler.leased(
+                    m.id,
+                    &destination.to_ascii_lowercase(),
+                    r.epoch,
+                    &r.holder,
+                    r.lease_until_ms,
+                ),
                 _ => {}
             }
         }
@@ -305,18 +403,28 @@ impl Dispatcher {
     fn expire(&mut self) {
         let now = now_ms();
         for (id, shard) in &mut self.state.shards {
-            let Some(group) = self.groups.group(*id) else { continue };
-            let leases = shard.scheduler.expired_leases(now.saturating_sub(LEASE_GRACE_MS), BATCH);
+            let Some(group) = self.groups.group(*id) else {
+                continue;
+            };
+            let leases = shard
+                .scheduler
+                .expired_leases(now.saturating_sub(LEASE_GRACE_MS), BATCH);
             if !leases.is_empty() {
                 self.metrics.lease_expired(leases.len() as u64);
                 tracing::info!(shard = %id, leases = leases.len(), "taking back leases of a silent relay");
                 let leases = leases
                     .into_iter()
-                    .map(|l| v1::LeaseRef { id: Bytes::copy_from_slice(l.id.as_bytes()), epoch: l.epoch })
+                    .map(|l| v1::LeaseRef {
+                        id: Bytes::copy_from_slice(l.id.as_bytes()),
+                        epoch: l.epoch,
+                    })
                     .collect();
                 let group = group.clone();
                 tokio::spawn(async move {
-                    if let Err(e) = group.propose(Op::Release(v1::ReleaseOp { leases }), Bytes::new()).await {
+                    if let Err(e) = group
+                        .propose(Op::Release(v1::ReleaseOp { leases }), Bytes::new())
+                        .await
+                    {
                         tracing::debug!(error = %e, "expired leases not released, will retry");
                     }
                 });
@@ -326,7 +434,12 @@ impl Dispatcher {
                 let (desk, tx, group) = (self.desk.clone(), self.tx.clone(), *id);
                 tokio::spawn(async move {
                     desk.expire(message).await;
-                    let settled = Input::Settled { group, ids: vec![message], relay: String::new(), unused_credits: 0 };
+                    let settled = Input::Settled {
+                        group,
+                        ids: vec![message],
+                        relay: String::new(),
+                        unused_credits: 0,
+                    };
                     let _ = tx.send(settled).await;
                 });
             }
@@ -338,13 +451,19 @@ impl Dispatcher {
         let ids: Vec<GroupId> = self.state.shards.keys().copied().collect();
         let policy = self.policy.current().parsed;
         for id in ids {
-            let (Some(group), Some(shard)) = (self.groups.group(id), self.state.shards.get_mut(&id)) else { continue };
+            let (Some(group), Some(shard)) =
+                (self.groups.group(id), self.state.shards.get_mut(&id))
+            else {
+                continue;
+            };
             for (name, relay) in &self.state.relays {
                 shard.scheduler.worker(name, relay.credits);
             }
             let limit = |destination: &str| policy.destination(destination).limits.connections;
             for assignment in shard.scheduler.next(now, BATCH, &limit) {
-                let Some(relay) = self.state.relays.get_mut(&assignment.worker) else { continue };
+                let Some(relay) = self.state.relays.get_mut(&assignment.worker) else {
+                    continue;
+                };
                 let n = u32::try_from(assignment.items.len()).unwrap_or(u32::MAX);
                 relay.credits = relay.credits.saturating_sub(n);
                 shard.pending.extend(assignment.items.iter().map(|i| i.id));
@@ -393,7 +512,13 @@ struct Grant {
 
 impl Grant {
     async fn run(self, tx: mpsc::Sender<Input>) {
-        let ids: Vec<MessageId> = self.items.iter().map(|i| i.id).collect::<BTreeSet<_>>().into_iter().collect();
+        let ids: Vec<MessageId> = self
+            .items
+            .iter()
+            .map(|i| i.id)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
         let offered = self.items.len();
         let granted = self.propose().await;
         let settled = Input::Settled {
@@ -414,7 +539,10 @@ impl Grant {
             items: self
                 .items
                 .iter()
-                .map(|i| v1::LeaseItem { id: Bytes::copy_from_slice(i.id.as_bytes()), recipients: i.recipients.clone() })
+                .map(|i| v1::LeaseItem {
+                    id: Bytes::copy_from_slice(i.id.as_bytes()),
+                    recipients: i.recipients.clone(),
+                })
                 .collect(),
         });
         // The relay counts from receipt, which is later than this: its deadline must not be.
@@ -436,8 +564,13 @@ impl Grant {
         let mut sent = 0;
         let mut unsent = Vec::new();
         for lease in events {
-            let reference = v1::LeaseRef { id: lease.id.clone(), epoch: lease.epoch };
-            let event = v1::DeliverEvent { frame: Some(v1::deliver_event::Frame::Lease(lease)) };
+            let reference = v1::LeaseRef {
+                id: lease.id.clone(),
+                epoch: lease.epoch,
+            };
+            let event = v1::DeliverEvent {
+                frame: Some(v1::deliver_event::Frame::Lease(lease)),
+            };
             match self.events.send(Ok(event)).await {
                 Ok(()) => sent += 1,
                 Err(_) => unsent.push(reference),
@@ -445,7 +578,10 @@ impl Grant {
         }
         if !unsent.is_empty() {
             // The stream closed before the relay was told: nobody holds these.
-            let _ = self.group.propose(Op::Release(v1::ReleaseOp { leases: unsent }), Bytes::new()).await;
+            let _ = self
+                .group
+                .propose(Op::Release(v1::ReleaseOp { leases: unsent }), Bytes::new())
+                .await;
         }
         sent
     }
@@ -454,8 +590,12 @@ impl Grant {
         let reader = self.group.store().reader();
         let mut out = Vec::with_capacity(leased.granted.len());
         for item in &leased.granted {
-            let Ok(id) = MessageId::from_slice(&item.id) else { continue };
-            let Ok(Some(m)) = queries::message(&reader, id) else { continue };
+            let Ok(id) = MessageId::from_slice(&item.id) else {
+                continue;
+            };
+            let Ok(Some(m)) = queries::message(&reader, id) else {
+                continue;
+            };
             let envelope = m.record.envelope.clone().unwrap_or_default();
             let recipients: Vec<v1::LeasedRecipient> = item
                 .recipients
@@ -471,7 +611,10 @@ impl Grant {
                     })
                 })
                 .collect();
-            let destination = recipients.first().and_then(|r| r.mailbox.rsplit_once('@')).map_or("", |(_, d)| d);
+            let destination = recipients
+                .first()
+                .and_then(|r| r.mailbox.rsplit_once('@'))
+                .map_or("", |(_, d)| d);
             out.push(v1::Lease {
                 id: item.id.clone(),
                 epoch: leased.epoch,

@@ -57,7 +57,10 @@ pub(crate) async fn run(groups: Arc<Groups>, claims: LeaderClaims, stop: Cancell
                         *entry = (term, now);
                     }
                     if group.id() != GroupId::META {
-                        led.push(v1::LeaderClaim { shard: group.id().0, term });
+                        led.push(v1::LeaderClaim {
+                            shard: group.id().0,
+                            term,
+                        });
                     }
                 }
                 None => {
@@ -77,11 +80,18 @@ pub(crate) async fn run(groups: Arc<Groups>, claims: LeaderClaims, stop: Cancell
 /// Hands over at most one group: to its preferred voter, if that one has everything.
 async fn balance(groups: &Groups, since: &BTreeMap<GroupId, (u64, tokio::time::Instant)>) {
     for (id, (_, at)) in since {
-        let Some(group) = groups.group(*id).filter(|_| at.elapsed() >= SETTLE) else { continue };
+        let Some(group) = groups.group(*id).filter(|_| at.elapsed() >= SETTLE) else {
+            continue;
+        };
         let view = group.view();
         let voters: Vec<u64> = view.voters.iter().copied().collect();
-        let Some(preferred) = preferred(*id, &voters) else { continue };
-        let lag = view.matched.get(&preferred).map(|m| view.last_log.saturating_sub(*m));
+        let Some(preferred) = preferred(*id, &voters) else {
+            continue;
+        };
+        let lag = view
+            .matched
+            .get(&preferred)
+            .map(|m| view.last_log.saturating_sub(*m));
         if preferred != groups.node_id() && view.uniform && lag.is_some_and(|l| l <= 64) {
             tracing::info!(group = %id, to = preferred, "handing leadership over for balance");
             group.transfer_to(preferred).await;

@@ -25,7 +25,9 @@ pub(crate) async fn run(groups: Arc<Groups>, stop: CancellationToken) {
             () = tokio::time::sleep(LOOK) => {}
             () = stop.cancelled() => return,
         }
-        let nodes = match tokio::task::block_in_place(|| sealane_state::queries::nodes(&groups.meta().store().reader())) {
+        let nodes = match tokio::task::block_in_place(|| {
+            sealane_state::queries::nodes(&groups.meta().store().reader())
+        }) {
             Ok(n) => n,
             Err(e) => {
                 tracing::error!(error = %e, "node registry unreadable");
@@ -33,7 +35,10 @@ pub(crate) async fn run(groups: Arc<Groups>, stop: CancellationToken) {
             }
         };
         for group in groups.iter().filter(Group::is_leader) {
-            if let Some(step) = next_step(&wanted(group.id(), &nodes, groups.replicas()), &group.view()) {
+            if let Some(step) = next_step(
+                &wanted(group.id(), &nodes, groups.replicas()),
+                &group.view(),
+            ) {
                 act(&group, &nodes, step).await;
             }
         }
@@ -44,7 +49,9 @@ pub(crate) async fn run(groups: Arc<Groups>, stop: CancellationToken) {
 fn wanted(_group: GroupId, nodes: &[v1::NodeRecord], replicas: u32) -> BTreeSet<u64> {
     let mut ids: Vec<u64> = nodes.iter().map(|n| n.id).collect();
     ids.sort_unstable();
-    ids.into_iter().take(usize::try_from(replicas).unwrap_or(usize::MAX)).collect()
+    ids.into_iter()
+        .take(usize::try_from(replicas).unwrap_or(usize::MAX))
+        .collect()
 }
 
 /// The next step, if none is under way.
@@ -70,7 +77,9 @@ async fn act(group: &Group, nodes: &[v1::NodeRecord], step: Step) {
     };
     match result {
         Ok(()) => tracing::info!(group = %group.id(), ?step, "membership changed"),
-        Err(e) => tracing::debug!(group = %group.id(), ?step, error = %e, "membership step not taken, will retry"),
+        Err(e) => {
+            tracing::debug!(group = %group.id(), ?step, error = %e, "membership step not taken, will retry")
+        }
     }
 }
 
@@ -92,15 +101,27 @@ mod tests {
     #[test]
     fn a_new_node_is_learner_first_and_voter_once_caught_up() {
         let wanted = BTreeSet::from([1, 5, 9]);
-        assert_eq!(next_step(&wanted, &view(&[1], &[], &[], true)), Some(Step::AddLearner(5)));
+        assert_eq!(
+            next_step(&wanted, &view(&[1], &[], &[], true)),
+            Some(Step::AddLearner(5))
+        );
         assert_eq!(next_step(&wanted, &view(&[1], &[5], &[], true)), None);
-        assert_eq!(next_step(&wanted, &view(&[1], &[5], &[(5, 100)], true)), None);
-        assert_eq!(next_step(&wanted, &view(&[1], &[5], &[(5, 990)], true)), Some(Step::Promote(5)));
+        assert_eq!(
+            next_step(&wanted, &view(&[1], &[5], &[(5, 100)], true)),
+            None
+        );
+        assert_eq!(
+            next_step(&wanted, &view(&[1], &[5], &[(5, 990)], true)),
+            Some(Step::Promote(5))
+        );
         assert_eq!(next_step(&wanted, &view(&[1, 5, 9], &[], &[], true)), None);
     }
 
     #[test]
     fn nothing_is_started_while_a_change_is_under_way() {
-        assert_eq!(next_step(&BTreeSet::from([1, 5]), &view(&[1], &[], &[], false)), None);
+        assert_eq!(
+            next_step(&BTreeSet::from([1, 5]), &view(&[1], &[], &[], false)),
+            None
+        );
     }
 }

@@ -7,8 +7,8 @@ use super::{
 };
 use bytes::Bytes;
 use openraft::{
-    ChangeMembers, Config, Raft, ServerState, SnapshotPolicy,
-    Instant, async_runtime::WatchReceiver,
+    ChangeMembers, Config, Instant, Raft, ServerState, SnapshotPolicy,
+    async_runtime::WatchReceiver,
     errors::{ClientWriteError, RaftError},
     impls::ProgressResponder,
 };
@@ -27,7 +27,9 @@ use tracing::{Instrument, info_span};
 
 /// Wall clock, milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// What the groups of a node need to know.
@@ -158,11 +160,16 @@ impl Groups {
             }
             .validate()?,
         );
-        let connections = Connections::new(config.cluster_id.clone(), config.node_id, config.identity.clone());
+        let connections = Connections::new(
+            config.cluster_id.clone(),
+            config.node_id,
+            config.identity.clone(),
+        );
         let mut groups = BTreeMap::new();
         for id in (0..=config.shards).map(GroupId) {
             let group_store = store.group(id);
-            let machine = StateMachine::new(id, group_store.clone(), effects.clone(), missed.clone())?;
+            let machine =
+                StateMachine::new(id, group_store.clone(), effects.clone(), missed.clone())?;
             let raft = Raft::new(
                 config.node_id,
                 raft_config.clone(),
@@ -171,17 +178,30 @@ impl Groups {
                 machine,
             )
             .await?;
-            groups.insert(id, Arc::new(RaftGroup { id, raft, store: group_store }));
+            groups.insert(
+                id,
+                Arc::new(RaftGroup {
+                    id,
+                    raft,
+                    store: group_store,
+                }),
+            );
         }
         Ok(Arc::new(Self { config, groups }))
     }
 
     /// Makes this node the first and only voter of every group that was never initialized.
     pub async fn initialize(&self, address: &str, name: &str) -> anyhow::Result<()> {
-        let me = Peer { address: address.to_owned(), name: name.to_owned() };
+        let me = Peer {
+            address: address.to_owned(),
+            name: name.to_owned(),
+        };
         for group in self.groups.values() {
             if !group.raft.is_initialized().await? {
-                group.raft.initialize(BTreeMap::from([(self.config.node_id, me.clone())])).await?;
+                group
+                    .raft
+                    .initialize(BTreeMap::from([(self.config.node_id, me.clone())]))
+                    .await?;
             }
         }
         Ok(())
@@ -277,13 +297,32 @@ impl Group {
     ///
     /// # Cancel safety
     /// A dropped call leaves the outcome unknown.
-    pub async fn propose(&self, op: v1::command::Op, body: Bytes) -> Result<Committed, ProposeError> {
-        let command = v1::Command { now_ms: now_ms(), op: Some(op) };
-        let proposal = Proposal { header: command.encode_to_vec().into(), body };
+    pub async fn propose(
+        &self,
+        op: v1::command::Op,
+        body: Bytes,
+    ) -> Result<Committed, ProposeError> {
+        let command = v1::Command {
+            now_ms: now_ms(),
+            op: Some(op),
+        };
+        let proposal = Proposal {
+            header: command.encode_to_vec().into(),
+            body,
+        };
         let (responder, commit, complete) = ProgressResponder::new();
-        let span = info_span!("raft.commit", group = self.id().0, bytes = proposal.body.len(), index = tracing::field::Empty);
+        let span = info_span!(
+            "raft.commit",
+            group = self.id().0,
+            bytes = proposal.body.len(),
+            index = tracing::field::Empty
+        );
         async {
-            let sent = self.inner.raft.client_write_ff(proposal, Some(responder)).await;
+            let sent = self
+                .inner
+                .raft
+                .client_write_ff(proposal, Some(responder))
+                .await;
             sent.map_err(|e| ProposeError::Unavailable(e.to_string()))?;
             if let Ok(id) = commit.await {
                 tracing::Span::current().record("index", id.index);
@@ -292,15 +331,20 @@ impl Group {
         }
         .instrument(span)
         .await?;
-        let answer = complete.instrument(info_span!("queue.apply", group = self.id().0)).await;
+        let answer = complete
+            .instrument(info_span!("queue.apply", group = self.id().0))
+            .await;
         match answer {
             Ok(Ok(response)) => {
                 let Answer(reply) = response.data;
-                Ok(Committed { index: response.log_id.index, reply })
+                Ok(Committed {
+                    index: response.log_id.index,
+                    reply,
+                })
             }
-            Ok(Err(ClientWriteError::ForwardToLeader(f))) => {
-                Err(ProposeError::NotLeader { leader: f.leader_id.filter(|l| *l != self.node_id) })
-            }
+            Ok(Err(ClientWriteError::ForwardToLeader(f))) => Err(ProposeError::NotLeader {
+                leader: f.leader_id.filter(|l| *l != self.node_id),
+            }),
             Ok(Err(e)) => Err(ProposeError::Unknown(e.to_string())),
             Err(_) => Err(ProposeError::Unknown("raft stopped".into())),
         }
@@ -311,10 +355,14 @@ impl Group {
     pub fn leading(&self) -> Option<u64> {
         let m = self.inner.raft.metrics();
         let m = m.borrow_watched();
-        let caught_up = m.last_applied.is_some_and(|l| l.leader_id.term == m.current_term);
+        let caught_up = m
+            .last_applied
+            .is_some_and(|l| l.leader_id.term == m.current_term);
         let voters = m.membership_config.membership().voter_ids().count();
         let alone = voters == 1;
-        let fresh = alone || m.last_quorum_acked.is_some_and(|at| at.elapsed() < self.election_max);
+        let fresh = alone
+            || m.last_quorum_acked
+                .is_some_and(|at| at.elapsed() < self.election_max);
         let full = voters >= usize::try_from(self.replicas).unwrap_or(usize::MAX);
         (m.state == ServerState::Leader && caught_up && fresh && full).then_some(m.current_term)
     }
@@ -330,7 +378,8 @@ impl Group {
             term: m.current_term,
             quorum: m.state == ServerState::Leader
                 && (membership.voter_ids().count() == 1
-                    || m.last_quorum_acked.is_some_and(|at| at.elapsed() < self.election_max)),
+                    || m.last_quorum_acked
+                        .is_some_and(|at| at.elapsed() < self.election_max)),
             last_log: m.last_log_index.unwrap_or(0),
             applied: index(&m.last_applied),
             purged: index(&m.purged),
@@ -350,7 +399,11 @@ impl Group {
     pub fn members(&self) -> BTreeMap<u64, String> {
         let m = self.inner.raft.metrics();
         let m = m.borrow_watched();
-        m.membership_config.membership().nodes().map(|(id, p)| (*id, p.address.clone())).collect()
+        m.membership_config
+            .membership()
+            .nodes()
+            .map(|(id, p)| (*id, p.address.clone()))
+            .collect()
     }
 
     /// A voter other than this node that holds (nearly) all of the log.
@@ -374,21 +427,33 @@ impl Group {
         match self.inner.raft.change_membership(change, false).await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f))) => {
-                Err(ProposeError::NotLeader { leader: f.leader_id })
+                Err(ProposeError::NotLeader {
+                    leader: f.leader_id,
+                })
             }
             Err(e) => Err(ProposeError::Unavailable(e.to_string())),
         }
     }
 
     /// Adds a member that receives the log but does not vote.
-    pub async fn add_learner(&self, node: u64, address: &str, name: &str) -> Result<(), ProposeError> {
-        let peer = Peer { address: address.to_owned(), name: name.to_owned() };
-        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node, peer)]))).await
+    pub async fn add_learner(
+        &self,
+        node: u64,
+        address: &str,
+        name: &str,
+    ) -> Result<(), ProposeError> {
+        let peer = Peer {
+            address: address.to_owned(),
+            name: name.to_owned(),
+        };
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node, peer)])))
+            .await
     }
 
     /// Makes a caught-up learner a voter.
     pub async fn promote(&self, node: u64) -> Result<(), ProposeError> {
-        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node]))).await
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node])))
+            .await
     }
 
     /// Drops the applied part of the log except for the entries kept for laggards. A snapshot here is a position: this is cheap.

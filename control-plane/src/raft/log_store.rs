@@ -73,12 +73,19 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(self.store.read_vote().map_err(io_error)?.map(codec::vote))
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
         self.read(start, end, READ_LIMIT)
     }
 
     /// In pages: apply never holds more than one page of bodies.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
@@ -110,7 +117,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let state = self.store.log_state().map_err(io_error)?;
         let purged = state.purged.map(codec::log_id);
-        Ok(LogState { last_log_id: state.last.map(codec::log_id).or(purged), last_purged_log_id: purged })
+        Ok(LogState {
+            last_log_id: state.last.map(codec::log_id).or(purged),
+            last_purged_log_id: purged,
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -120,28 +130,44 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (tx, rx) = oneshot::channel();
         let done = Box::new(move |r| drop(tx.send(r)));
-        block_in_place(|| self.store.save_vote(codec::vote_record(vote), done)).map_err(io_error)?;
+        block_in_place(|| self.store.save_vote(codec::vote_record(vote), done))
+            .map_err(io_error)?;
         match rx.await {
             Ok(r) => r.map_err(io_error),
-            Err(_) => Err(io::Error::other("the syncer stopped before the vote was durable")),
+            Err(_) => Err(io::Error::other(
+                "the syncer stopped before the vote was durable",
+            )),
         }
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        block_in_place(|| self.store.save_committed(committed.as_ref().map(codec::position))).map_err(io_error)
+        block_in_place(|| {
+            self.store
+                .save_committed(committed.as_ref().map(codec::position))
+        })
+        .map_err(io_error)
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.store.read_committed().map_err(io_error)?.map(codec::log_id))
+        Ok(self
+            .store
+            .read_committed()
+            .map_err(io_error)?
+            .map(codec::log_id))
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
         let entries = entries.into_iter().map(codec::stored_entry).collect();
-        let done = Box::new(move |r: Result<(), StoreError>| callback.io_completed(r.map_err(io_error)));
+        let done =
+            Box::new(move |r: Result<(), StoreError>| callback.io_completed(r.map_err(io_error)));
         block_in_place(|| self.store.append(entries, done)).map_err(io_error)
     }
 

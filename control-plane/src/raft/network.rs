@@ -14,8 +14,9 @@ use openraft::{
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{RPCOption, v2::RaftNetworkV2},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
-        TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+        StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
+        VoteRequest, VoteResponse,
     },
     type_config::alias::SnapshotOf,
 };
@@ -53,10 +54,19 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(cluster_id: String, node_id: u64, identity: Identity) -> Arc<Self> {
-        Arc::new(Self { cluster_id, node_id, identity, channels: Default::default() })
+        Arc::new(Self {
+            cluster_id,
+            node_id,
+            identity,
+            channels: Default::default(),
+        })
     }
 
-    fn client(&self, address: &str, lane: Lane) -> Result<RaftClient<Channel>, Unreachable<TypeConfig>> {
+    fn client(
+        &self,
+        address: &str,
+        lane: Lane,
+    ) -> Result<RaftClient<Channel>, Unreachable<TypeConfig>> {
         let mut channels = self.channels.lock().expect("no panic while held");
         let channel = match channels.get(&(address.to_owned(), lane)) {
             Some(c) => c.clone(),
@@ -67,7 +77,9 @@ impl Connections {
                 c
             }
         };
-        Ok(RaftClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        Ok(RaftClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE))
     }
 }
 
@@ -130,9 +142,9 @@ fn rpc_error(e: impl Display) -> RPCError<TypeConfig> {
 /// Unavailable means the peer is down: openraft backs off.
 fn status_error(s: tonic::Status) -> RPCError<TypeConfig> {
     match s.code() {
-        tonic::Code::Unavailable | tonic::Code::PermissionDenied | tonic::Code::FailedPrecondition => {
-            RPCError::Unreachable(Unreachable::from_string(s))
-        }
+        tonic::Code::Unavailable
+        | tonic::Code::PermissionDenied
+        | tonic::Code::FailedPrecondition => RPCError::Unreachable(Unreachable::from_string(s)),
         _ => rpc_error(s),
     }
 }
@@ -142,12 +154,18 @@ fn append_request(to: &v1::RaftAddress, r: &AppendEntriesRequest<TypeConfig>) ->
         address: Some(to.clone()),
         vote: Some(codec::wire_vote(&r.vote)),
         prev: r.prev_log_id.as_ref().map(codec::wire_log_id),
-        entries: r.entries.iter().map(|e: &Entry| codec::wire_entry(e)).collect(),
+        entries: r
+            .entries
+            .iter()
+            .map(|e: &Entry| codec::wire_entry(e))
+            .collect(),
         leader_commit: r.leader_commit.as_ref().map(codec::wire_log_id),
     }
 }
 
-fn append_result(r: v1::AppendReply) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+fn append_result(
+    r: v1::AppendReply,
+) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
     use v1::append_reply::Kind;
     let matched = r.matched.as_ref().map(codec::log_id_from_wire);
     match Kind::try_from(r.kind) {
@@ -156,16 +174,18 @@ fn append_result(r: v1::AppendReply) -> Result<StreamAppendResult<TypeConfig>, R
             Some(at) => Ok(Err(StreamAppendError::Conflict(at))),
             None => Err(rpc_error("conflict without position")),
         },
-        Ok(Kind::HigherVote) => {
-            Ok(Err(StreamAppendError::HigherVote(codec::vote_from_wire(r.vote).map_err(rpc_error)?)))
-        }
+        Ok(Kind::HigherVote) => Ok(Err(StreamAppendError::HigherVote(
+            codec::vote_from_wire(r.vote).map_err(rpc_error)?,
+        ))),
         _ => Err(rpc_error("append reply of unknown kind")),
     }
 }
 
 impl Network {
     fn client(&self) -> Result<RaftClient<Channel>, RPCError<TypeConfig>> {
-        self.connections.client(&self.address, self.lane).map_err(RPCError::Unreachable)
+        self.connections
+            .client(&self.address, self.lane)
+            .map_err(RPCError::Unreachable)
     }
 
     async fn within<T>(
@@ -191,7 +211,11 @@ impl Network {
 
 fn vote_reply(r: v1::VoteReply) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
     let vote: Vote = codec::vote_from_wire(r.vote).map_err(rpc_error)?;
-    Ok(VoteResponse::new(vote, r.last_log.as_ref().map(codec::log_id_from_wire), r.granted))
+    Ok(VoteResponse::new(
+        vote,
+        r.last_log.as_ref().map(codec::log_id_from_wire),
+        r.granted,
+    ))
 }
 
 impl RaftNetworkV2<TypeConfig> for Network {
@@ -207,7 +231,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let call = async {
             let mut replies = client.append(stream::iter([request])).await?.into_inner();
             let reply = replies.message().await?;
-            reply.map(tonic::Response::new).ok_or_else(|| tonic::Status::unavailable("stream ended without an answer"))
+            reply
+                .map(tonic::Response::new)
+                .ok_or_else(|| tonic::Status::unavailable("stream ended without an answer"))
         };
         let reply = Self::within(option.hard_ttl().max(SHORT_DEADLINE), call).await?;
         Ok(append_result(reply)?.into())
@@ -217,7 +243,13 @@ impl RaftNetworkV2<TypeConfig> for Network {
         &'s mut self,
         input: S,
         _option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>>
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
@@ -230,7 +262,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 sent.send_modify(|n| *n += 1);
                 append_request(&to, &r)
             });
-            let replies = match tokio::time::timeout(ANSWER_DEADLINE, client.append(requests)).await {
+            let replies = match tokio::time::timeout(ANSWER_DEADLINE, client.append(requests)).await
+            {
                 Ok(Ok(r)) => r.into_inner(),
                 Ok(Err(s)) => return Err(status_error(s)),
                 Err(_) => return Err(rpc_error("no stream within the deadline")),
@@ -258,16 +291,30 @@ impl RaftNetworkV2<TypeConfig> for Network {
         })
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = self.vote_request(rpc);
         let mut client = self.client()?;
         vote_reply(Self::within(option.hard_ttl().max(SHORT_DEADLINE), client.vote(request)).await?)
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = self.vote_request(rpc);
         let mut client = self.client()?;
-        vote_reply(Self::within(option.hard_ttl().max(SHORT_DEADLINE), client.pre_vote(request)).await?)
+        vote_reply(
+            Self::within(
+                option.hard_ttl().max(SHORT_DEADLINE),
+                client.pre_vote(request),
+            )
+            .await?,
+        )
     }
 
     async fn full_snapshot(
@@ -278,7 +325,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let SnapshotData::Outgoing(source) = snapshot.snapshot else {
-            return Err(StreamingError::Network(NetworkError::from_string("a received snapshot is not sent on")));
+            return Err(StreamingError::Network(NetworkError::from_string(
+                "a received snapshot is not sent on",
+            )));
         };
         let header = v1::SnapshotHeader {
             address: Some(self.to.clone()),
@@ -298,10 +347,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
         };
         match reader.await {
             Ok(Ok(()) | Err(ExportError::ReceiverGone)) => {}
-            Ok(Err(e)) => return Err(StreamingError::Network(NetworkError::from_string(format!("reading the snapshot: {e}")))),
+            Ok(Err(e)) => {
+                return Err(StreamingError::Network(NetworkError::from_string(format!(
+                    "reading the snapshot: {e}"
+                ))));
+            }
             Err(e) => return Err(StreamingError::Network(NetworkError::from_string(e))),
         }
-        let reply = result.map_err(|s| StreamingError::Network(NetworkError::from_string(s)))?.into_inner();
+        let reply = result
+            .map_err(|s| StreamingError::Network(NetworkError::from_string(s)))?
+            .into_inner();
         let vote = codec::vote_from_wire(reply.vote)
             .map_err(|e| StreamingError::Network(NetworkError::from_string(e)))?;
         Ok(SnapshotResponse::new(vote))
@@ -319,12 +374,19 @@ impl RaftNetworkV2<TypeConfig> for Network {
             last_log: req.last_log_id().map(codec::wire_log_id),
         };
         let mut client = self.client()?;
-        let reply = Self::within(option.hard_ttl().max(SHORT_DEADLINE), client.transfer_leader(request)).await?;
+        let reply = Self::within(
+            option.hard_ttl().max(SHORT_DEADLINE),
+            client.transfer_leader(request),
+        )
+        .await?;
         if reply.accepted {
             return Ok(Ok(()));
         }
         let actual = codec::vote_from_wire(reply.vote).map_err(rpc_error)?;
-        Ok(Err(TransferLeaderError::VoteChanged { expected: *req.from_leader(), actual }))
+        Ok(Err(TransferLeaderError::VoteChanged {
+            expected: *req.from_leader(),
+            actual,
+        }))
     }
 }
 
@@ -356,7 +418,11 @@ fn send_records(
             Export::Start(applied) => {
                 let mut header = header.take().unwrap_or_default();
                 let membership = codec::stored_membership(&applied)?;
-                header.last_applied = applied.last.map(codec::log_id).as_ref().map(codec::wire_log_id);
+                header.last_applied = applied
+                    .last
+                    .map(codec::log_id)
+                    .as_ref()
+                    .map(codec::wire_log_id);
                 header.membership_id = membership.log_id().as_ref().map(codec::wire_log_id);
                 header.membership = Some(codec::wire_membership(membership.membership()));
                 Frame::Header(header)
@@ -364,13 +430,21 @@ fn send_records(
             Export::Batch(records, crc32c) => {
                 let records = records
                     .into_iter()
-                    .map(|r| v1::SnapshotRecord { table: u32::from(r.table), key: r.key, value: r.value })
+                    .map(|r| v1::SnapshotRecord {
+                        table: u32::from(r.table),
+                        key: r.key,
+                        value: r.value,
+                    })
                     .collect();
                 Frame::Records(v1::SnapshotRecords { records, crc32c })
             }
-            Export::End(records, sha256) => Frame::End(v1::SnapshotEnd { records, sha256: sha256.to_vec().into() }),
+            Export::End(records, sha256) => Frame::End(v1::SnapshotEnd {
+                records,
+                sha256: sha256.to_vec().into(),
+            }),
         };
-        tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) }).map_err(|_| ExportError::ReceiverGone)
+        tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) })
+            .map_err(|_| ExportError::ReceiverGone)
     })
 }
 

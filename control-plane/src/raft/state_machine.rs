@@ -64,13 +64,25 @@ impl StateMachine {
         missed: watch::Sender<u64>,
     ) -> io::Result<Self> {
         let applied = store.applied().map_err(io_error)?;
-        Ok(Self { group, store, applied, effects, missed })
+        Ok(Self {
+            group,
+            store,
+            applied,
+            effects,
+            missed,
+        })
     }
 
     fn publish(&self, effects: Vec<Effect>) {
-        let Some(last) = self.applied.last else { return };
+        let Some(last) = self.applied.last else {
+            return;
+        };
         if !effects.is_empty() {
-            let batch = EffectBatch { group: self.group, applied: last.index, effects };
+            let batch = EffectBatch {
+                group: self.group,
+                applied: last.index,
+                effects,
+            };
             if self.effects.try_send(batch).is_err() {
                 self.missed.send_modify(|n| *n += 1);
             }
@@ -91,10 +103,15 @@ impl StateMachine {
                     applied.membership = codec::membership_bytes(m);
                     v1::CommandReply::default()
                 }
-                EntryPayload::Normal(p) => {
-                    sealane_state::apply(&mut txn, self.group, entry.log_id.index, &p.header, p.body.len(), &mut effects)
-                        .map_err(io::Error::other)?
-                }
+                EntryPayload::Normal(p) => sealane_state::apply(
+                    &mut txn,
+                    self.group,
+                    entry.log_id.index,
+                    &p.header,
+                    p.body.len(),
+                    &mut effects,
+                )
+                .map_err(io::Error::other)?,
             };
             applied.last = Some(codec::position(&entry.log_id));
             answers.push(Answer(answer));
@@ -114,7 +131,10 @@ impl StateMachine {
             last_membership: codec::stored_membership(&self.applied)?,
         };
         // Pinned only when it is sent: what is sent is this position or a later one.
-        Ok(Some(Pinned { meta, snapshot: SnapshotData::Outgoing(self.store.clone()) }))
+        Ok(Some(Pinned {
+            meta,
+            snapshot: SnapshotData::Outgoing(self.store.clone()),
+        }))
     }
 }
 
@@ -123,7 +143,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied.last.map(codec::log_id), codec::stored_membership(&self.applied)?))
+        Ok((
+            self.applied.last.map(codec::log_id),
+            codec::stored_membership(&self.applied)?,
+        ))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -174,9 +197,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         SnapshotBuilder(block_in_place(|| self.current_snapshot()))
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
         let SnapshotData::Incoming(staged) = snapshot else {
-            return Err(io::Error::other("a snapshot of this node was offered to itself"));
+            return Err(io::Error::other(
+                "a snapshot of this node was offered to itself",
+            ));
         };
         let applied = Applied {
             last: meta.last_log_id.as_ref().map(codec::position),
@@ -190,25 +219,19 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<Pinned>, io::Error> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<Pinned>, io::Error> {
         block_in_place(|| self.current_snapshot())
     }
 }
 
 /// Holds the position that `get_snapshot_builder` saw.
 #[derive(Debug)]
-pub(super) struct SnapshotBuilder(
-    io::Result<Option<Pinned>>,
-);
+pub(super) struct SnapshotBuilder(io::Result<Option<Pinned>>);
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<Pinned, io::Error> {
+    async fn build_snapshot(&mut self) -> Result<Pinned, io::Error> {
         match std::mem::replace(&mut self.0, Ok(None)) {
             Ok(Some(s)) => Ok(s),
             Ok(None) => Err(io::Error::other("nothing is applied yet")),

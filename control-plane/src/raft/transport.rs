@@ -24,14 +24,21 @@ pub struct RaftTransport {
 impl RaftTransport {
     /// The tonic service.
     pub fn server(groups: Arc<Groups>) -> RaftServer<Self> {
-        RaftServer::new(Self { groups }).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+        RaftServer::new(Self { groups })
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// The group that a request is for, if it is from this cluster and meant for this node.
-    fn group(&self, address: Option<&v1::RaftAddress>) -> Result<&super::groups::RaftGroup, Status> {
+    fn group(
+        &self,
+        address: Option<&v1::RaftAddress>,
+    ) -> Result<&super::groups::RaftGroup, Status> {
         let a = address.ok_or_else(|| Status::invalid_argument("address: missing"))?;
         if a.cluster_id != self.groups.cluster_id() {
-            return Err(Status::permission_denied("address.cluster_id: another cluster"));
+            return Err(Status::permission_denied(
+                "address.cluster_id: another cluster",
+            ));
         }
         if a.to != self.groups.node_id() {
             return Err(Status::permission_denied(format!(
@@ -43,9 +50,9 @@ impl RaftTransport {
         if a.from == a.to {
             return Err(Status::permission_denied("address.from: this node itself"));
         }
-        self.groups
-            .raft_group(GroupId(a.group))
-            .ok_or_else(|| Status::failed_precondition(format!("address.group: no group {}", a.group)))
+        self.groups.raft_group(GroupId(a.group)).ok_or_else(|| {
+            Status::failed_precondition(format!("address.group: no group {}", a.group))
+        })
     }
 }
 
@@ -61,7 +68,11 @@ fn append_request(r: v1::AppendRequest) -> std::io::Result<AppendEntriesRequest<
     Ok(AppendEntriesRequest {
         vote: codec::vote_from_wire(r.vote)?,
         prev_log_id: r.prev.as_ref().map(codec::log_id_from_wire),
-        entries: r.entries.into_iter().map(codec::entry_from_wire).collect::<std::io::Result<_>>()?,
+        entries: r
+            .entries
+            .into_iter()
+            .map(codec::entry_from_wire)
+            .collect::<std::io::Result<_>>()?,
         leader_commit: r.leader_commit.as_ref().map(codec::log_id_from_wire),
     })
 }
@@ -74,12 +85,16 @@ fn append_reply(r: openraft::raft::StreamAppendResult<TypeConfig>) -> v1::Append
             matched: matched.as_ref().map(codec::wire_log_id),
             vote: None,
         },
-        Err(StreamAppendError::Conflict(at)) => {
-            v1::AppendReply { kind: Kind::Conflict.into(), matched: Some(codec::wire_log_id(&at)), vote: None }
-        }
-        Err(StreamAppendError::HigherVote(v)) => {
-            v1::AppendReply { kind: Kind::HigherVote.into(), matched: None, vote: Some(codec::wire_vote(&v)) }
-        }
+        Err(StreamAppendError::Conflict(at)) => v1::AppendReply {
+            kind: Kind::Conflict.into(),
+            matched: Some(codec::wire_log_id(&at)),
+            vote: None,
+        },
+        Err(StreamAppendError::HigherVote(v)) => v1::AppendReply {
+            kind: Kind::HigherVote.into(),
+            matched: None,
+            vote: Some(codec::wire_vote(&v)),
+        },
     }
 }
 
@@ -101,7 +116,8 @@ fn vote_reply(r: &openraft::raft::VoteResponse<TypeConfig>) -> v1::VoteReply {
 
 #[tonic::async_trait]
 impl RaftService for RaftTransport {
-    type AppendStream = Pin<Box<dyn futures_util::Stream<Item = Result<v1::AppendReply, Status>> + Send>>;
+    type AppendStream =
+        Pin<Box<dyn futures_util::Stream<Item = Result<v1::AppendReply, Status>> + Send>>;
 
     async fn append(
         &self,
@@ -119,7 +135,10 @@ impl RaftService for RaftTransport {
         let rest = frames
             .take_while(|f| std::future::ready(f.is_ok()))
             .filter_map(move |f| {
-                let request = f.ok().filter(|f| f.address == address).and_then(|f| append_request(f).ok());
+                let request = f
+                    .ok()
+                    .filter(|f| f.address == address)
+                    .and_then(|f| append_request(f).ok());
                 if request.is_none() {
                     tracing::warn!("append frame refused: malformed or for another group");
                 }
@@ -129,21 +148,37 @@ impl RaftService for RaftTransport {
             .take_while(|r| std::future::ready(r.is_some()))
             .filter_map(std::future::ready);
         let input = futures_util::stream::once(std::future::ready(first)).chain(rest);
-        let output = raft.stream_append(input).map(|r| r.map(append_reply).map_err(stopped));
+        let output = raft
+            .stream_append(input)
+            .map(|r| r.map(append_reply).map_err(stopped));
         Ok(Response::new(Box::pin(output)))
     }
 
-    async fn vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::VoteReply>, Status> {
+    async fn vote(
+        &self,
+        request: Request<v1::VoteRequest>,
+    ) -> Result<Response<v1::VoteReply>, Status> {
         let r = request.into_inner();
         let group = self.group(r.address.as_ref())?;
-        let reply = group.raft.vote(vote_request(r).map_err(bad)?).await.map_err(stopped)?;
+        let reply = group
+            .raft
+            .vote(vote_request(r).map_err(bad)?)
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(vote_reply(&reply)))
     }
 
-    async fn pre_vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::VoteReply>, Status> {
+    async fn pre_vote(
+        &self,
+        request: Request<v1::VoteRequest>,
+    ) -> Result<Response<v1::VoteReply>, Status> {
         let r = request.into_inner();
         let group = self.group(r.address.as_ref())?;
-        let reply = group.raft.pre_vote(vote_request(r).map_err(bad)?).await.map_err(stopped)?;
+        let reply = group
+            .raft
+            .pre_vote(vote_request(r).map_err(bad)?)
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(vote_reply(&reply)))
     }
 
@@ -153,15 +188,24 @@ impl RaftService for RaftTransport {
     ) -> Result<Response<v1::SnapshotReply>, Status> {
         use v1::snapshot_frame::Frame;
         let mut frames = request.into_inner();
-        let Some(v1::SnapshotFrame { frame: Some(Frame::Header(header)) }) = frames.message().await? else {
-            return Err(Status::invalid_argument("frame: the first must be a header"));
+        let Some(v1::SnapshotFrame {
+            frame: Some(Frame::Header(header)),
+        }) = frames.message().await?
+        else {
+            return Err(Status::invalid_argument(
+                "frame: the first must be a header",
+            ));
         };
         if header.format != 1 {
-            return Err(Status::failed_precondition(format!("header.format: {} is not known", header.format)));
+            return Err(Status::failed_precondition(format!(
+                "header.format: {} is not known",
+                header.format
+            )));
         }
         let group = self.group(header.address.as_ref())?;
         let vote = codec::vote_from_wire(header.vote).map_err(bad)?;
-        let membership = codec::membership_from_wire(header.membership.unwrap_or_default()).map_err(bad)?;
+        let membership =
+            codec::membership_from_wire(header.membership.unwrap_or_default()).map_err(bad)?;
         let meta = SnapshotMeta {
             last_log_id: header.last_applied.as_ref().map(codec::log_id_from_wire),
             last_membership: StoredMembership::new(
@@ -169,8 +213,8 @@ impl RaftService for RaftTransport {
                 membership,
             ),
         };
-        let mut stage: SnapshotStage =
-            block_in_place(|| group.store.stage_snapshot()).map_err(|e| Status::internal(e.to_string()))?;
+        let mut stage: SnapshotStage = block_in_place(|| group.store.stage_snapshot())
+            .map_err(|e| Status::internal(e.to_string()))?;
         let staged = loop {
             match frames.message().await?.and_then(|f| f.frame) {
                 Some(Frame::Records(batch)) => {
@@ -179,11 +223,18 @@ impl RaftService for RaftTransport {
                             .records
                             .into_iter()
                             .map(|r| {
-                                let table = u8::try_from(r.table).map_err(|_| "records.table: out of range".to_owned())?;
-                                Ok(sealane_store::SnapshotRecord { table, key: r.key, value: r.value })
+                                let table = u8::try_from(r.table)
+                                    .map_err(|_| "records.table: out of range".to_owned())?;
+                                Ok(sealane_store::SnapshotRecord {
+                                    table,
+                                    key: r.key,
+                                    value: r.value,
+                                })
                             })
                             .collect::<Result<Vec<_>, String>>()?;
-                        stage.write(&records, batch.crc32c).map_err(|e| e.to_string())?;
+                        stage
+                            .write(&records, batch.crc32c)
+                            .map_err(|e| e.to_string())?;
                         Ok::<_, String>(stage)
                     })
                     .await
@@ -196,7 +247,9 @@ impl RaftService for RaftTransport {
                         .map_err(|e| Status::internal(e.to_string()))?
                         .map_err(|e| Status::data_loss(e.to_string()))?;
                 }
-                Some(Frame::Header(_)) => return Err(Status::invalid_argument("frame: a second header")),
+                Some(Frame::Header(_)) => {
+                    return Err(Status::invalid_argument("frame: a second header"));
+                }
                 None => return Err(Status::data_loss("snapshot ended early")),
             }
         };
@@ -204,8 +257,14 @@ impl RaftService for RaftTransport {
             meta,
             snapshot: SnapshotData::Incoming(staged),
         };
-        let reply = group.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-        Ok(Response::new(v1::SnapshotReply { vote: Some(codec::wire_vote(&reply.vote)) }))
+        let reply = group
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(stopped)?;
+        Ok(Response::new(v1::SnapshotReply {
+            vote: Some(codec::wire_vote(&reply.vote)),
+        }))
     }
 
     async fn transfer_leader(
@@ -215,9 +274,20 @@ impl RaftService for RaftTransport {
         let r = request.into_inner();
         let group = self.group(r.address.as_ref())?;
         let from = codec::vote_from_wire(r.from).map_err(bad)?;
-        let request = TransferLeaderRequest::new(from, r.to, r.last_log.as_ref().map(codec::log_id_from_wire));
-        let result = group.raft.handle_transfer_leader(request).await.map_err(stopped)?;
+        let request = TransferLeaderRequest::new(
+            from,
+            r.to,
+            r.last_log.as_ref().map(codec::log_id_from_wire),
+        );
+        let result = group
+            .raft
+            .handle_transfer_leader(request)
+            .await
+            .map_err(stopped)?;
         let vote = group.raft.metrics().borrow_watched().vote;
-        Ok(Response::new(v1::TransferLeaderReply { vote: Some(codec::wire_vote(&vote)), accepted: result.is_ok() }))
+        Ok(Response::new(v1::TransferLeaderReply {
+            vote: Some(codec::wire_vote(&vote)),
+            accepted: result.is_ok(),
+        }))
     }
 }

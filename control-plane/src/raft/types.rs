@@ -14,7 +14,12 @@ pub(crate) struct Proposal {
 
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Proposal({} + {} octets)", self.header.len(), self.body.len())
+        write!(
+            f,
+            "Proposal({} + {} octets)",
+            self.header.len(),
+            self.body.len()
+        )
     }
 }
 

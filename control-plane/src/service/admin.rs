@@ -1,5 +1,9 @@
 //! `Admin`: what an operator asks. Answers from this node's state; reading only.
-use crate::{background::dispatch::RelayDirectory, policy_view::PolicyView, raft::{Group, Groups, now_ms}};
+use crate::{
+    background::dispatch::RelayDirectory,
+    policy_view::PolicyView,
+    raft::{Group, Groups, now_ms},
+};
 use sealane_state::queries;
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, admin_server::Admin as AdminService};
@@ -58,7 +62,12 @@ impl AdminService for AdminRpc {
         &self,
         _: Request<v1::ClusterStatusRequest>,
     ) -> Result<Response<v1::ClusterStatusReply>, Status> {
-        let groups = block_in_place(|| self.groups.iter().map(|g| Self::group_status(&g)).collect::<Result<_, _>>())?;
+        let groups = block_in_place(|| {
+            self.groups
+                .iter()
+                .map(|g| Self::group_status(&g))
+                .collect::<Result<_, _>>()
+        })?;
         Ok(Response::new(v1::ClusterStatusReply {
             cluster_id: self.groups.cluster_id().to_owned(),
             cluster_name: self.cluster_name.clone(),
@@ -69,9 +78,13 @@ impl AdminService for AdminRpc {
         }))
     }
 
-    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesReply>, Status> {
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesReply>, Status> {
         use v1::node_info::Kind;
-        let records = block_in_place(|| queries::nodes(&self.groups.meta().store().reader())).map_err(storage)?;
+        let records = block_in_place(|| queries::nodes(&self.groups.meta().store().reader()))
+            .map_err(storage)?;
         let views: Vec<_> = self.groups.iter().map(|g| g.view()).collect();
         let meta = self.groups.meta().view();
         let mut nodes: Vec<v1::NodeInfo> = records
@@ -86,7 +99,8 @@ impl AdminService for AdminRpc {
                     "joining"
                 }
                 .to_owned(),
-                leads: u32::try_from(views.iter().filter(|v| v.leader == Some(n.id)).count()).unwrap_or(u32::MAX),
+                leads: u32::try_from(views.iter().filter(|v| v.leader == Some(n.id)).count())
+                    .unwrap_or(u32::MAX),
                 name: n.name,
                 node_id: n.id,
                 address: n.address,
@@ -104,12 +118,22 @@ impl AdminService for AdminRpc {
         Ok(Response::new(v1::ListNodesReply { nodes }))
     }
 
-    async fn list_queue(&self, request: Request<v1::ListQueueRequest>) -> Result<Response<v1::ListQueueReply>, Status> {
+    async fn list_queue(
+        &self,
+        request: Request<v1::ListQueueRequest>,
+    ) -> Result<Response<v1::ListQueueReply>, Status> {
         let r = request.into_inner();
-        let limit = if r.limit == 0 { DEFAULT_LIMIT } else { r.limit.min(MAX_LIMIT) };
+        let limit = if r.limit == 0 {
+            DEFAULT_LIMIT
+        } else {
+            r.limit.min(MAX_LIMIT)
+        };
         let after = match r.page_token.as_str() {
             "" => None,
-            t => Some(t.parse::<MessageId>().map_err(|e| Status::invalid_argument(format!("page_token: {e}")))?),
+            t => Some(
+                t.parse::<MessageId>()
+                    .map_err(|e| Status::invalid_argument(format!("page_token: {e}")))?,
+            ),
         };
         let destination = (!r.destination.is_empty()).then(|| r.destination.to_ascii_lowercase());
         block_in_place(|| {
@@ -118,7 +142,9 @@ impl AdminService for AdminRpc {
                 let reader = group.store().reader();
                 reply.total_waiting += queries::count(&reader).map_err(storage)?;
                 // Pages run shard by shard; within a shard the id order is the order of acceptance.
-                let room = usize::try_from(limit).unwrap_or(0).saturating_sub(reply.messages.len());
+                let room = usize::try_from(limit)
+                    .unwrap_or(0)
+                    .saturating_sub(reply.messages.len());
                 let start = match after {
                     Some(id) if id.shard().group() > group.id() => continue,
                     Some(id) if id.shard().group() == group.id() => Some(id),
@@ -127,9 +153,11 @@ impl AdminService for AdminRpc {
                 if room == 0 {
                     continue;
                 }
-                let page = queries::list(&reader, start, room, destination.as_deref()).map_err(storage)?;
+                let page =
+                    queries::list(&reader, start, room, destination.as_deref()).map_err(storage)?;
                 if page.len() == room {
-                    reply.next_page_token = page.last().map(|m| m.id.to_string()).unwrap_or_default();
+                    reply.next_page_token =
+                        page.last().map(|m| m.id.to_string()).unwrap_or_default();
                 }
                 reply.messages.extend(page.iter().map(queued));
             }
@@ -141,13 +169,17 @@ impl AdminService for AdminRpc {
         &self,
         request: Request<v1::ShowMessageRequest>,
     ) -> Result<Response<v1::ShowMessageReply>, Status> {
-        let id: MessageId =
-            request.into_inner().id.parse().map_err(|e| Status::invalid_argument(format!("id: {e}")))?;
+        let id: MessageId = request
+            .into_inner()
+            .id
+            .parse()
+            .map_err(|e| Status::invalid_argument(format!("id: {e}")))?;
         let group = self
             .groups
             .group(id.shard().group())
             .ok_or_else(|| Status::not_found(format!("shard {} does not exist", id.shard())))?;
-        let found = block_in_place(|| queries::message(&group.store().reader(), id)).map_err(storage)?;
+        let found =
+            block_in_place(|| queries::message(&group.store().reader(), id)).map_err(storage)?;
         let Some(m) = found else {
             return Err(Status::not_found(format!(
                 "message {id} is not in the queue: it was never accepted, or it is finished"
@@ -171,8 +203,17 @@ fn queued(m: &queries::StoredMessage) -> v1::QueuedMessage {
     v1::QueuedMessage {
         id: m.id.to_string(),
         size: m.record.size,
-        accepted_at_ms: m.record.entry.as_ref().map_or(m.record.enqueued_at_ms, |e| e.accepted_at_ms),
-        submitter: m.record.entry.as_ref().map(|e| e.submitter.clone()).unwrap_or_default(),
+        accepted_at_ms: m
+            .record
+            .entry
+            .as_ref()
+            .map_or(m.record.enqueued_at_ms, |e| e.accepted_at_ms),
+        submitter: m
+            .record
+            .entry
+            .as_ref()
+            .map(|e| e.submitter.clone())
+            .unwrap_or_default(),
         recipients: m
             .recipients
             .iter()

@@ -1,5 +1,8 @@
 //! `Cluster`: joining, and proposals forwarded to the leader of a group.
-use crate::{bootstrap, raft::{Committed, Groups, ProposeError}};
+use crate::{
+    bootstrap,
+    raft::{Committed, Groups, ProposeError},
+};
 use bytes::Bytes;
 use prost::Message;
 use sealane_runtime::identity::Identity;
@@ -20,22 +23,33 @@ const ATTEMPTS: u32 = 20;
 
 impl Proposer {
     /// Proposes `op` to `group`, here or at its leader; waits out an election. `op` must be idempotent: it may be proposed twice.
-    pub(crate) async fn propose(&self, group: GroupId, op: v1::command::Op) -> Result<Committed, Status> {
-        let local = self.groups.group(group).ok_or_else(|| Status::invalid_argument("group: unknown"))?;
+    pub(crate) async fn propose(
+        &self,
+        group: GroupId,
+        op: v1::command::Op,
+    ) -> Result<Committed, Status> {
+        let local = self
+            .groups
+            .group(group)
+            .ok_or_else(|| Status::invalid_argument("group: unknown"))?;
         let mut last = String::from("no leader known");
         for _ in 0..ATTEMPTS {
             match local.propose(op.clone(), Bytes::new()).await {
                 Ok(c) => return Ok(c),
-                Err(ProposeError::NotLeader { leader: Some(node) }) => match self.forward(&local, node, op.clone()).await {
-                    Ok(Some(c)) => return Ok(c),
-                    Ok(None) => last = format!("node {node} does not lead"),
-                    Err(e) => last = format!("{e:#}"),
-                },
+                Err(ProposeError::NotLeader { leader: Some(node) }) => {
+                    match self.forward(&local, node, op.clone()).await {
+                        Ok(Some(c)) => return Ok(c),
+                        Ok(None) => last = format!("node {node} does not lead"),
+                        Err(e) => last = format!("{e:#}"),
+                    }
+                }
                 Err(e) => last = e.to_string(),
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        Err(Status::unavailable(format!("group {group} has no reachable leader: {last}")))
+        Err(Status::unavailable(format!(
+            "group {group} has no reachable leader: {last}"
+        )))
     }
 
     async fn forward(
@@ -45,18 +59,30 @@ impl Proposer {
         op: v1::command::Op,
     ) -> anyhow::Result<Option<Committed>> {
         let members = group.members();
-        let address = members.get(&node).ok_or_else(|| anyhow::anyhow!("leader {node} has no address"))?;
+        let address = members
+            .get(&node)
+            .ok_or_else(|| anyhow::anyhow!("leader {node} has no address"))?;
         let mut client = bootstrap::cluster_client(address, &self.identity)?;
         let request = v1::ForwardRequest {
             cluster_id: self.groups.cluster_id().to_owned(),
             group: group.id().0,
-            command: v1::Command { now_ms: 0, op: Some(op) }.encode_to_vec().into(),
+            command: v1::Command {
+                now_ms: 0,
+                op: Some(op),
+            }
+            .encode_to_vec()
+            .into(),
         };
-        let reply = tokio::time::timeout(Duration::from_secs(5), client.forward(request)).await??.into_inner();
+        let reply = tokio::time::timeout(Duration::from_secs(5), client.forward(request))
+            .await??
+            .into_inner();
         if reply.not_leader {
             return Ok(None);
         }
-        Ok(Some(Committed { index: reply.log_index, reply: v1::CommandReply::decode(reply.response)? }))
+        Ok(Some(Committed {
+            index: reply.log_index,
+            reply: v1::CommandReply::decode(reply.response)?,
+        }))
     }
 }
 
@@ -68,7 +94,10 @@ pub(crate) struct ClusterRpc {
 
 #[tonic::async_trait]
 impl ClusterService for ClusterRpc {
-    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+    async fn join(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinReply>, Status> {
         let r = request.into_inner();
         if r.incarnation.len() != 16 {
             return Err(Status::invalid_argument("incarnation: needs 16 octets"));
@@ -89,14 +118,17 @@ impl ClusterService for ClusterRpc {
                 shards: n.shards,
                 replicas: n.replicas,
             })),
-            Some(v1::command_reply::Result::Refused(r)) => {
-                Err(Status::failed_precondition(format!("{}: {}", r.field, r.reason)))
-            }
+            Some(v1::command_reply::Result::Refused(r)) => Err(Status::failed_precondition(
+                format!("{}: {}", r.field, r.reason),
+            )),
             _ => Err(Status::internal("unexpected answer of the state machine")),
         }
     }
 
-    async fn identify(&self, _: Request<v1::IdentifyRequest>) -> Result<Response<v1::IdentifyReply>, Status> {
+    async fn identify(
+        &self,
+        _: Request<v1::IdentifyRequest>,
+    ) -> Result<Response<v1::IdentifyReply>, Status> {
         let groups = &self.proposer.groups;
         Ok(Response::new(v1::IdentifyReply {
             cluster_id: groups.cluster_id().to_owned(),
@@ -105,13 +137,18 @@ impl ClusterService for ClusterRpc {
         }))
     }
 
-    async fn forward(&self, request: Request<v1::ForwardRequest>) -> Result<Response<v1::ForwardReply>, Status> {
+    async fn forward(
+        &self,
+        request: Request<v1::ForwardRequest>,
+    ) -> Result<Response<v1::ForwardReply>, Status> {
         let r = request.into_inner();
         let groups = &self.proposer.groups;
         if r.cluster_id != groups.cluster_id() {
             return Err(Status::permission_denied("cluster_id: another cluster"));
         }
-        let group = groups.group(GroupId(r.group)).ok_or_else(|| Status::invalid_argument("group: unknown"))?;
+        let group = groups
+            .group(GroupId(r.group))
+            .ok_or_else(|| Status::invalid_argument("group: unknown"))?;
         let op = v1::Command::decode(r.command)
             .map_err(|e| Status::invalid_argument(format!("command: {e}")))?
             .op
@@ -122,9 +159,10 @@ impl ClusterService for ClusterRpc {
                 log_index: c.index,
                 not_leader: false,
             })),
-            Err(ProposeError::NotLeader { .. }) => {
-                Ok(Response::new(v1::ForwardReply { not_leader: true, ..Default::default() }))
-            }
+            Err(ProposeError::NotLeader { .. }) => Ok(Response::new(v1::ForwardReply {
+                not_leader: true,
+                ..Default::default()
+            })),
             Err(e) => Err(Status::unavailable(e.to_string())),
         }
     }

@@ -24,7 +24,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::{Semaphore, mpsc}, task::block_in_place};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::block_in_place,
+};
 use tonic::{Status, Streaming};
 use tracing::{Instrument, info_span};
 
@@ -65,7 +68,11 @@ impl DeliverDesk {
                 return;
             }
             let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-            let joined = Input::Joined { relay: relay.clone(), session, events: tx.clone() };
+            let joined = Input::Joined {
+                relay: relay.clone(),
+                session,
+                events: tx.clone(),
+            };
             if self.dispatcher.send(joined).await.is_err() {
                 return;
             }
@@ -75,18 +82,28 @@ impl DeliverDesk {
                 match frame {
                     Frame::Hello(_) => {}
                     Frame::Credit(c) => {
-                        let input = Input::Credit { relay: relay.clone(), session, leases: c.leases };
+                        let input = Input::Credit {
+                            relay: relay.clone(),
+                            session,
+                            leases: c.leases,
+                        };
                         if self.dispatcher.send(input).await.is_err() {
                             break;
                         }
                     }
                     Frame::Report(r) => {
-                        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+                        let Ok(slot) = slots.clone().acquire_owned().await else {
+                            break;
+                        };
                         let (desk, tx, relay) = (self.clone(), tx.clone(), relay.clone());
                         tokio::spawn(async move {
                             // No answer if it could not be committed: the relay reports again.
                             if let Some(ack) = desk.report(&relay, r).await {
-                                let _ = tx.send(Ok(v1::DeliverEvent { frame: Some(Event::Ack(ack)) })).await;
+                                let _ = tx
+                                    .send(Ok(v1::DeliverEvent {
+                                        frame: Some(Event::Ack(ack)),
+                                    }))
+                                    .await;
                             }
                             drop(slot);
                         });
@@ -95,7 +112,11 @@ impl DeliverDesk {
                         let (desk, tx, relay) = (self.clone(), tx.clone(), relay.clone());
                         tokio::spawn(async move {
                             for ack in desk.renew(&relay, r).await {
-                                let _ = tx.send(Ok(v1::DeliverEvent { frame: Some(Event::Renewed(ack)) })).await;
+                                let _ = tx
+                                    .send(Ok(v1::DeliverEvent {
+                                        frame: Some(Event::Renewed(ack)),
+                                    }))
+                                    .await;
                             }
                         });
                     }
@@ -117,9 +138,19 @@ impl DeliverDesk {
 
     /// Commits what a relay reports. `None`: not committed, outcome unknown.
     async fn report(&self, relay: &str, report: v1::Report) -> Option<v1::ReportAck> {
-        let refused = || Some(v1::ReportAck { id: report.id.clone(), epoch: report.epoch, accepted: false });
-        let Ok(id) = message_id("report.id", &report.id) else { return refused() };
-        let Some(group) = self.group_of(id) else { return refused() };
+        let refused = || {
+            Some(v1::ReportAck {
+                id: report.id.clone(),
+                epoch: report.epoch,
+                accepted: false,
+            })
+        };
+        let Ok(id) = message_id("report.id", &report.id) else {
+            return refused();
+        };
+        let Some(group) = self.group_of(id) else {
+            return refused();
+        };
         // Only the leader's state tells whether the lease still stands.
         group.leading()?;
         let message = match block_in_place(|| queries::message(&group.store().reader(), id)) {
@@ -135,11 +166,18 @@ impl DeliverDesk {
             sealane_runtime::telemetry::set_parent(&span, &trace.into());
         }
         let results = self.results(&message, &report);
-        let accepted = self.commit(&group, &message, report.epoch, results).instrument(span).await?;
+        let accepted = self
+            .commit(&group, &message, report.epoch, results)
+            .instrument(span)
+            .await?;
         if accepted {
             tracing::debug!(message = %id, relay, "report recorded");
         }
-        Some(v1::ReportAck { id: report.id, epoch: report.epoch, accepted })
+        Some(v1::ReportAck {
+            id: report.id,
+            epoch: report.epoch,
+            accepted,
+        })
     }
 
     fn schedule(&self, mailbox: &str) -> RetrySchedule {
@@ -154,10 +192,13 @@ impl DeliverDesk {
         let envelope = message.record.envelope.as_ref();
         let mut results = Vec::with_capacity(report.recipients.len());
         for r in &report.recipients {
-            let Some(index) = usize::try_from(r.recipient).ok() else { continue };
-            let (Some(given), Some(stored)) =
-                (envelope.and_then(|e| e.recipients.get(index)), message.recipients.get(index))
-            else {
+            let Some(index) = usize::try_from(r.recipient).ok() else {
+                continue;
+            };
+            let (Some(given), Some(stored)) = (
+                envelope.and_then(|e| e.recipients.get(index)),
+                message.recipients.get(index),
+            ) else {
                 continue;
             };
             let mut result = v1::RecipientResult {
@@ -170,15 +211,19 @@ impl DeliverDesk {
             };
             if r.outcome() == Outcome::Deferred {
                 let schedule = self.schedule(&given.mailbox);
-                let lifetime =
-                    if r.tls_caused { schedule.tls_lifetime_ms.min(schedule.lifetime_ms) } else { schedule.lifetime_ms };
+                let lifetime = if r.tls_caused {
+                    schedule.tls_lifetime_ms.min(schedule.lifetime_ms)
+                } else {
+                    schedule.lifetime_ms
+                };
                 if age >= lifetime {
                     result.outcome = Outcome::Failed.into();
                     result.expired = true;
                     result.reply = Some(expired_reply(r.reply.clone(), r.tls_caused));
                 } else {
                     let jitter = rand::rng().random_range(0..1000);
-                    result.retry_at_ms = retry_at(&schedule.delays_ms, stored.attempts, now, jitter);
+                    result.retry_at_ms =
+                        retry_at(&schedule.delays_ms, stored.attempts, now, jitter);
                 }
             }
             results.push(result);
@@ -211,7 +256,8 @@ impl DeliverDesk {
         });
         match group.propose(op, body).await {
             Ok(c) => {
-                let effective = matches!(c.reply.result, Some(Answer::Counted(n)) if n.effective > 0);
+                let effective =
+                    matches!(c.reply.result, Some(Answer::Counted(n)) if n.effective > 0);
                 if effective {
                     for o in outcomes {
                         self.metrics.result(o.as_str_name());
@@ -236,7 +282,10 @@ impl DeliverDesk {
         message: &StoredMessage,
         results: &[v1::RecipientResult],
     ) -> Option<(v1::EnqueueOp, Bytes)> {
-        let failed: Vec<&v1::RecipientResult> = results.iter().filter(|r| r.outcome() == Outcome::Failed).collect();
+        let failed: Vec<&v1::RecipientResult> = results
+            .iter()
+            .filter(|r| r.outcome() == Outcome::Failed)
+            .collect();
         let envelope = message.record.envelope.as_ref()?;
         if failed.is_empty() || envelope.reverse_path.is_empty() {
             return None;
@@ -248,8 +297,14 @@ impl DeliverDesk {
         let failures: Vec<sealane_dsn::Failure<'_>> = failed
             .iter()
             .filter_map(|r| {
-                let recipient = envelope.recipients.get(usize::try_from(r.recipient).ok()?)?;
-                Some(sealane_dsn::Failure { recipient, reply: r.reply.as_ref(), expired: r.expired })
+                let recipient = envelope
+                    .recipients
+                    .get(usize::try_from(r.recipient).ok()?)?;
+                Some(sealane_dsn::Failure {
+                    recipient,
+                    reply: r.reply.as_ref(),
+                    expired: r.expired,
+                })
             })
             .collect();
         let report = sealane_dsn::build(&sealane_dsn::Report {
@@ -289,7 +344,9 @@ impl DeliverDesk {
                 break;
             }
             match group.store().read_body(part.log_index) {
-                Ok(Some(b)) => out.extend_from_slice(b.get(..HEADER_LIMIT.min(b.len())).unwrap_or(&b)),
+                Ok(Some(b)) => {
+                    out.extend_from_slice(b.get(..HEADER_LIMIT.min(b.len())).unwrap_or(&b))
+                }
                 Ok(None) | Err(_) => break,
             }
         }
@@ -299,8 +356,13 @@ impl DeliverDesk {
 
     /// Ends a message whose time is up: its waiting recipients fail, with one report.
     pub(crate) async fn expire(&self, id: MessageId) {
-        let Some(group) = self.group_of(id) else { return };
-        let Ok(Some(message)) = block_in_place(|| queries::message(&group.store().reader(), id)) else { return };
+        let Some(group) = self.group_of(id) else {
+            return;
+        };
+        let Ok(Some(message)) = block_in_place(|| queries::message(&group.store().reader(), id))
+        else {
+            return;
+        };
         let results: Vec<v1::RecipientResult> = message
             .recipients
             .iter()
@@ -330,19 +392,33 @@ impl DeliverDesk {
         }
         let mut acks = Vec::new();
         for (group, leases) in by_group {
-            let Some(group) = self.groups.group(group) else { continue };
+            let Some(group) = self.groups.group(group) else {
+                continue;
+            };
             let started = tokio::time::Instant::now();
             let op = Op::Renew(v1::RenewOp {
                 holder: relay.to_owned(),
                 until_ms: now_ms().saturating_add(lease_ms),
                 leases: leases.clone(),
             });
-            let Ok(committed) = group.propose(op, Bytes::new()).await else { continue };
-            let Some(Answer::Counted(counted)) = committed.reply.result else { continue };
+            let Ok(committed) = group.propose(op, Bytes::new()).await else {
+                continue;
+            };
+            let Some(Answer::Counted(counted)) = committed.reply.result else {
+                continue;
+            };
             let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             acks.extend(leases.into_iter().map(|l| {
                 let held = counted.accepted.contains(&l);
-                v1::RenewAck { id: l.id, epoch: l.epoch, lease_ms: if held { lease_ms.saturating_sub(spent) } else { 0 } }
+                v1::RenewAck {
+                    id: l.id,
+                    epoch: l.epoch,
+                    lease_ms: if held {
+                        lease_ms.saturating_sub(spent)
+                    } else {
+                        0
+                    },
+                }
             }));
         }
         acks
@@ -356,8 +432,13 @@ impl DeliverDesk {
             }
         }
         for (group, leases) in by_group {
-            let Some(group) = self.groups.group(group) else { continue };
-            if let Err(e) = group.propose(Op::Release(v1::ReleaseOp { leases }), Bytes::new()).await {
+            let Some(group) = self.groups.group(group) else {
+                continue;
+            };
+            if let Err(e) = group
+                .propose(Op::Release(v1::ReleaseOp { leases }), Bytes::new())
+                .await
+            {
                 tracing::debug!(error = %e, "leases not given back: they run out by themselves");
             }
         }
@@ -372,7 +453,10 @@ fn expired_reply(last: Option<v1::Reply>, tls_caused: bool) -> v1::Reply {
         Some(d) if tls_caused => format!("5.{d}"),
         _ => "5.4.7".to_owned(),
     };
-    reply.text = sanitize(format!("delivery time expired; last: {} {}", reply.code, reply.text).as_bytes(), 400);
+    reply.text = sanitize(
+        format!("delivery time expired; last: {} {}", reply.code, reply.text).as_bytes(),
+        400,
+    );
     reply.code = 0;
     reply
 }
@@ -383,7 +467,14 @@ mod tests {
 
     #[test]
     fn expiry_is_5_4_7_unless_tls_was_the_cause() {
-        let last = |e: &str| Some(v1::Reply { code: 451, enhanced: e.into(), text: "later".into(), remote: String::new() });
+        let last = |e: &str| {
+            Some(v1::Reply {
+                code: 451,
+                enhanced: e.into(),
+                text: "later".into(),
+                remote: String::new(),
+            })
+        };
         assert_eq!(expired_reply(last("4.2.0"), false).enhanced, "5.4.7");
         assert_eq!(expired_reply(last("4.7.5"), true).enhanced, "5.7.5");
         assert_eq!(expired_reply(None, true).enhanced, "5.4.7");

@@ -19,17 +19,30 @@ pub(crate) struct PolicyRpc {
 impl PolicyService for PolicyRpc {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::PolicySet, Status>> + Send>>;
 
-    async fn watch(&self, _: Request<v1::PolicyWatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        _: Request<v1::PolicyWatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let stream = WatchStream::new(self.view.subscribe()).map(|r| Ok(r.wire));
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn get(&self, _: Request<v1::PolicyGetRequest>) -> Result<Response<v1::PolicySet>, Status> {
+    async fn get(
+        &self,
+        _: Request<v1::PolicyGetRequest>,
+    ) -> Result<Response<v1::PolicySet>, Status> {
         Ok(Response::new(self.view.current().wire))
     }
 
-    async fn apply(&self, request: Request<v1::PolicyApplyRequest>) -> Result<Response<v1::PolicyApplyReply>, Status> {
-        let actor = request.extensions().get::<WorkloadId>().map(ToString::to_string).unwrap_or_default();
+    async fn apply(
+        &self,
+        request: Request<v1::PolicyApplyRequest>,
+    ) -> Result<Response<v1::PolicyApplyReply>, Status> {
+        let actor = request
+            .extensions()
+            .get::<WorkloadId>()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let r = request.into_inner();
         for (n, document) in r.documents.iter().enumerate() {
             sealane_policy::Document::from_wire(document)
@@ -50,9 +63,10 @@ impl PolicyService for PolicyRpc {
             Some(v1::command_reply::Result::Refused(r)) if r.revision_conflict => {
                 Err(Status::aborted(format!("{}: {}", r.field, r.reason)))
             }
-            Some(v1::command_reply::Result::Refused(r)) => {
-                Err(Status::invalid_argument(format!("{}: {}", r.field, r.reason)))
-            }
+            Some(v1::command_reply::Result::Refused(r)) => Err(Status::invalid_argument(format!(
+                "{}: {}",
+                r.field, r.reason
+            ))),
             _ => Err(Status::internal("unexpected answer of the state machine")),
         }
     }
@@ -62,9 +76,15 @@ impl PolicyRpc {
     /// What `apply` would change, by the local state.
     fn diff(&self, r: &v1::PolicyApplyRequest) -> v1::PolicyApplyReply {
         let current = self.view.current().wire;
-        let mut known: BTreeMap<String, &v1::Document> =
-            current.documents.iter().map(|d| (sealane_policy::document_key(d), d)).collect();
-        let mut reply = v1::PolicyApplyReply { revision: current.revision, ..Default::default() };
+        let mut known: BTreeMap<String, &v1::Document> = current
+            .documents
+            .iter()
+            .map(|d| (sealane_policy::document_key(d), d))
+            .collect();
+        let mut reply = v1::PolicyApplyReply {
+            revision: current.revision,
+            ..Default::default()
+        };
         for d in &r.documents {
             let key = sealane_policy::document_key(d);
             match known.get(&key) {

@@ -4,7 +4,10 @@ use crate::raft::Groups;
 use bytes::Bytes;
 use sealane_runtime::identity::WorkloadId;
 use sealane_state::queries;
-use sealane_wire::{message_id, v1::{self, queue_server::Queue as QueueService}};
+use sealane_wire::{
+    message_id,
+    v1::{self, queue_server::Queue as QueueService},
+};
 use std::{pin::Pin, sync::Arc};
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -46,23 +49,41 @@ impl QueueService for QueueRpc {
     type DeliverStream = Out<v1::DeliverEvent>;
     type FetchBodyStream = Out<v1::BodyPiece>;
 
-    async fn submit(&self, request: Request<Streaming<v1::SubmitRequest>>) -> Result<Response<Self::SubmitStream>, Status> {
-        let replies = self.submit.clone().serve(self.hello(), request.into_inner());
+    async fn submit(
+        &self,
+        request: Request<Streaming<v1::SubmitRequest>>,
+    ) -> Result<Response<Self::SubmitStream>, Status> {
+        let replies = self
+            .submit
+            .clone()
+            .serve(self.hello(), request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 
-    async fn deliver(&self, request: Request<Streaming<v1::DeliverRequest>>) -> Result<Response<Self::DeliverStream>, Status> {
+    async fn deliver(
+        &self,
+        request: Request<Streaming<v1::DeliverRequest>>,
+    ) -> Result<Response<Self::DeliverStream>, Status> {
         let relay = relay_name(&request)?;
-        let events = self.deliver.clone().serve(relay, self.hello(), request.into_inner());
+        let events = self
+            .deliver
+            .clone()
+            .serve(relay, self.hello(), request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }
 
     /// Only the holder of the current lease reads a body.
-    async fn fetch_body(&self, request: Request<v1::FetchBodyRequest>) -> Result<Response<Self::FetchBodyStream>, Status> {
+    async fn fetch_body(
+        &self,
+        request: Request<v1::FetchBodyRequest>,
+    ) -> Result<Response<Self::FetchBodyStream>, Status> {
         let relay = relay_name(&request)?;
         let r = request.into_inner();
         let id = message_id("id", &r.id).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let group = self.groups.group(id.shard().group()).ok_or_else(|| Status::not_found("id: unknown shard"))?;
+        let group = self
+            .groups
+            .group(id.shard().group())
+            .ok_or_else(|| Status::not_found("id: unknown shard"))?;
         let (tx, rx) = mpsc::channel(2);
         spawn_blocking(move || {
             let fail = |s: Status| drop(tx.blocking_send(Err(s)));
@@ -71,13 +92,22 @@ impl QueueService for QueueRpc {
                 Ok(None) => return fail(Status::not_found("message is finished")),
                 Err(e) => return fail(Status::internal(e.to_string())),
             };
-            if !message.recipients.iter().any(|x| x.epoch == r.epoch && x.holder == relay) {
+            if !message
+                .recipients
+                .iter()
+                .any(|x| x.epoch == r.epoch && x.holder == relay)
+            {
                 return fail(Status::failed_precondition("epoch: the lease is over"));
             }
             for part in &message.record.body {
                 let data: Bytes = match group.store().read_body(part.log_index) {
                     Ok(Some(b)) => b,
-                    Ok(None) => return fail(Status::data_loss(format!("body part {} is missing", part.log_index))),
+                    Ok(None) => {
+                        return fail(Status::data_loss(format!(
+                            "body part {} is missing",
+                            part.log_index
+                        )));
+                    }
                     Err(e) => return fail(Status::data_loss(e.to_string())),
                 };
                 if tx.blocking_send(Ok(v1::BodyPiece { data })).is_err() {

@@ -59,8 +59,18 @@ impl SubmitDesk {
         disk_full: Arc<AtomicBool>,
         closing: Arc<AtomicBool>,
     ) -> Arc<Self> {
-        let budget = Arc::new(Semaphore::new((in_flight / UNIT).min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { groups, policy, claims, metrics, budget, disk_full, closing })
+        let budget = Arc::new(Semaphore::new(
+            (in_flight / UNIT).min(Semaphore::MAX_PERMITS),
+        ));
+        Arc::new(Self {
+            groups,
+            policy,
+            claims,
+            metrics,
+            budget,
+            disk_full,
+            closing,
+        })
     }
 
     /// Serves one stream until the relay ends it.
@@ -154,16 +164,24 @@ impl SubmitDesk {
 
     fn enqueue_op(&self, e: v1::Enqueue) -> Result<(MessageId, Op, Bytes), FieldError> {
         let id = message_id("enqueue.id", &e.id)?;
-        let envelope = e.envelope.ok_or_else(|| FieldError::new("enqueue.envelope", "missing"))?;
+        let envelope = e
+            .envelope
+            .ok_or_else(|| FieldError::new("enqueue.envelope", "missing"))?;
         envelope.validate()?;
         if e.entry.is_none() {
-            return Err(FieldError::new("enqueue.entry", "missing: every message has an entry record"));
+            return Err(FieldError::new(
+                "enqueue.entry",
+                "missing: every message has an entry record",
+            ));
         }
         if e.sha256.len() != 32 {
             return Err(FieldError::new("enqueue.sha256", "needs 32 octets"));
         }
         if e.body.len() > CHUNK_SIZE {
-            return Err(FieldError::new("enqueue.body", "above 1 MiB: send it in chunks"));
+            return Err(FieldError::new(
+                "enqueue.body",
+                "above 1 MiB: send it in chunks",
+            ));
         }
         let lifetime = lifetime_ms(&self.policy, &envelope);
         let op = Op::Enqueue(v1::EnqueueOp {
@@ -188,12 +206,18 @@ impl SubmitDesk {
             let seq = c.seq;
             let mut o = match message_id("chunk.id", &c.id) {
                 Err(e) => outcome(c.id, Kind::Rejected, e.to_string()),
-                Ok(_) if c.data.is_empty() || c.data.len() > CHUNK_SIZE => {
-                    outcome(c.id, Kind::Rejected, "chunk.data: needs 1 octet to 1 MiB".into())
-                }
+                Ok(_) if c.data.is_empty() || c.data.len() > CHUNK_SIZE => outcome(
+                    c.id,
+                    Kind::Rejected,
+                    "chunk.data: needs 1 octet to 1 MiB".into(),
+                ),
                 Ok(id) => {
                     let length = u32::try_from(c.data.len()).unwrap_or(u32::MAX);
-                    let op = Op::Chunk(v1::BodyChunkOp { id: c.id, seq, length });
+                    let op = Op::Chunk(v1::BodyChunkOp {
+                        id: c.id,
+                        seq,
+                        length,
+                    });
                     self.propose(id, op, c.data).await
                 }
             };
@@ -206,7 +230,10 @@ impl SubmitDesk {
 
     async fn abort(&self, a: v1::Abort) -> v1::SubmitOutcome {
         match message_id("abort.id", &a.id) {
-            Ok(id) => self.propose(id, Op::Abort(v1::AbortOp { id: a.id }), Bytes::new()).await,
+            Ok(id) => {
+                self.propose(id, Op::Abort(v1::AbortOp { id: a.id }), Bytes::new())
+                    .await
+            }
             Err(e) => outcome(a.id, Kind::Rejected, e.to_string()),
         }
     }
@@ -214,7 +241,11 @@ impl SubmitDesk {
     async fn propose(&self, id: MessageId, op: Op, body: Bytes) -> v1::SubmitOutcome {
         let raw = Bytes::copy_from_slice(id.as_bytes());
         let Some(group) = self.groups.group(id.shard().group()) else {
-            return outcome(raw, Kind::Rejected, format!("id: shard {} does not exist", id.shard()));
+            return outcome(
+                raw,
+                Kind::Rejected,
+                format!("id: shard {} does not exist", id.shard()),
+            );
         };
         // An abort settles what was proposed before: it is never refused for our own convenience.
         let adds = !matches!(op, Op::Abort(_));
@@ -258,7 +289,13 @@ fn lifetime_ms(policy: &PolicyView, envelope: &v1::Envelope) -> u64 {
 }
 
 fn outcome(id: Bytes, kind: Kind, detail: String) -> v1::SubmitOutcome {
-    v1::SubmitOutcome { id, kind: kind.into(), detail, seq: 0, leader_hint: 0 }
+    v1::SubmitOutcome {
+        id,
+        kind: kind.into(),
+        detail,
+        seq: 0,
+        leader_hint: 0,
+    }
 }
 
 fn answer(id: Bytes, committed: Committed) -> v1::SubmitOutcome {
@@ -266,7 +303,13 @@ fn answer(id: Bytes, committed: Committed) -> v1::SubmitOutcome {
         Some(Answer::Enqueued(_)) => outcome(id, Kind::Durable, String::new()),
         Some(Answer::Chunk(_)) => outcome(id, Kind::ChunkDurable, String::new()),
         Some(Answer::Aborted(_)) => outcome(id, Kind::Aborted, String::new()),
-        Some(Answer::Refused(r)) => outcome(id, Kind::Rejected, format!("{}: {}", r.field, r.reason)),
-        _ => outcome(id, Kind::Rejected, "unexpected answer of the state machine".into()),
+        Some(Answer::Refused(r)) => {
+            outcome(id, Kind::Rejected, format!("{}: {}", r.field, r.reason))
+        }
+        _ => outcome(
+            id,
+            Kind::Rejected,
+            "unexpected answer of the state machine".into(),
+        ),
     }
 }

@@ -32,7 +32,11 @@ impl Effect {
 
 /// A refusal: the precondition failed, nothing changed.
 pub(crate) fn refused(field: &str, reason: impl ToString) -> Answer {
-    Answer::Refused(v1::Refused { field: field.to_owned(), reason: reason.to_string(), revision_conflict: false })
+    Answer::Refused(v1::Refused {
+        field: field.to_owned(),
+        reason: reason.to_string(),
+        revision_conflict: false,
+    })
 }
 
 /// Applies the entry at `index`. `header` is an encoded [`v1::Command`]; `body_len` octets are stored under `index`.
@@ -49,16 +53,27 @@ pub fn apply(
     let (answer, keeps_body) = match v1::Command::decode(header) {
         Err(e) => (refused("command", e), false),
         Ok(v1::Command { op: None, .. }) => (refused("command.op", "missing or unknown"), false),
-        Ok(v1::Command { now_ms, op: Some(op) }) => {
+        Ok(v1::Command {
+            now_ms,
+            op: Some(op),
+        }) => {
             let now = advance_clock(tables, now_ms)?;
-            let mut step = Step { tables, index, now, body_len, effects };
+            let mut step = Step {
+                tables,
+                index,
+                now,
+                body_len,
+                effects,
+            };
             step.run(group, op)?
         }
     };
     if body_len > 0 && !keeps_body {
         tables.release_body(index);
     }
-    Ok(v1::CommandReply { result: Some(answer) })
+    Ok(v1::CommandReply {
+        result: Some(answer),
+    })
 }
 
 /// Time never runs backwards in the log, whatever the leaders' clocks do.
@@ -97,7 +112,10 @@ impl<T: WriteTables> Step<'_, T> {
             Op::Results(o) if !meta => shard::results(self, o),
             Op::Release(o) if !meta => without_body(shard::release(self, o)?),
             Op::Sweep(o) if !meta => without_body(shard::sweep(self, o)?),
-            _ => without_body(refused("command.op", format!("does not belong to group {group}"))),
+            _ => without_body(refused(
+                "command.op",
+                format!("does not belong to group {group}"),
+            )),
         }
     }
 }

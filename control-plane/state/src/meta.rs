@@ -20,14 +20,27 @@ pub(crate) fn document_key(d: &v1::Document) -> Option<String> {
     })
 }
 
-pub(crate) fn init_cluster<T: WriteTables>(s: &mut Step<'_, T>, o: v1::InitClusterOp) -> Result<Answer, TableError> {
+pub(crate) fn init_cluster<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::InitClusterOp,
+) -> Result<Answer, TableError> {
     if let Some(c) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? {
         let same = c.cluster_id == o.cluster_id;
-        return Ok(if same { Answer::Node(allocated(&c, 0)) } else { refused("cluster_id", "another cluster lives here") });
+        return Ok(if same {
+            Answer::Node(allocated(&c, 0))
+        } else {
+            refused("cluster_id", "another cluster lives here")
+        });
     }
-    let Some(first) = o.first else { return Ok(refused("first", "missing")) };
-    let record =
-        v1::ClusterRecord { cluster_id: o.cluster_id, cluster_name: o.cluster_name, shards: o.shards, replicas: o.replicas };
+    let Some(first) = o.first else {
+        return Ok(refused("first", "missing"));
+    };
+    let record = v1::ClusterRecord {
+        cluster_id: o.cluster_id,
+        cluster_name: o.cluster_name,
+        shards: o.shards,
+        replicas: o.replicas,
+    };
     put(s.tables, Table::Cluster, b"", &record);
     let id = first.id;
     put(s.tables, Table::Node, &id.to_be_bytes(), &first);
@@ -37,11 +50,19 @@ pub(crate) fn init_cluster<T: WriteTables>(s: &mut Step<'_, T>, o: v1::InitClust
 }
 
 fn allocated(c: &v1::ClusterRecord, node_id: u64) -> v1::NodeAllocated {
-    v1::NodeAllocated { node_id, cluster_id: c.cluster_id.clone(), shards: c.shards, replicas: c.replicas }
+    v1::NodeAllocated {
+        node_id,
+        cluster_id: c.cluster_id.clone(),
+        shards: c.shards,
+        replicas: c.replicas,
+    }
 }
 
 /// A new id is the log index of its allocation: never given twice. The same volume gets the same id.
-pub(crate) fn allocate_node<T: WriteTables>(s: &mut Step<'_, T>, o: v1::AllocateNodeOp) -> Result<Answer, TableError> {
+pub(crate) fn allocate_node<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::AllocateNodeOp,
+) -> Result<Answer, TableError> {
     let Some(cluster) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? else {
         return Ok(refused("cluster", "not founded yet"));
     };
@@ -62,7 +83,12 @@ pub(crate) fn allocate_node<T: WriteTables>(s: &mut Step<'_, T>, o: v1::Allocate
         joined_at_ms: s.now,
     };
     put(s.tables, Table::Node, &node.id.to_be_bytes(), &node);
-    audit(s, &node.name, "join", &format!("node {} at {}", node.id, node.address));
+    audit(
+        s,
+        &node.name,
+        "join",
+        &format!("node {} at {}", node.id, node.address),
+    );
     s.effects.push(Effect::Nodes);
     Ok(Answer::Node(allocated(&cluster, node.id)))
 }
@@ -72,20 +98,36 @@ pub(crate) fn revision<T: WriteTables>(s: &Step<'_, T>) -> Result<u64, TableErro
 }
 
 /// All documents or none. The revision grows only if something changed.
-pub(crate) fn apply_policy<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ApplyPolicyOp) -> Result<Answer, TableError> {
+pub(crate) fn apply_policy<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::ApplyPolicyOp,
+) -> Result<Answer, TableError> {
     let current = revision(s)?;
     if o.expected_revision != 0 && o.expected_revision != current {
         return Ok(Answer::Refused(v1::Refused {
             field: "expected_revision".into(),
-            reason: format!("the policy is at revision {current}, not {}", o.expected_revision),
+            reason: format!(
+                "the policy is at revision {current}, not {}",
+                o.expected_revision
+            ),
             revision_conflict: true,
         }));
     }
     let mut seen = BTreeSet::new();
     for (n, d) in o.documents.iter().enumerate() {
         match document_key(d) {
-            None => return Ok(refused(&format!("documents[{n}].kind"), "missing or unknown")),
-            Some(k) if !seen.insert(k.clone()) => return Ok(refused(&format!("documents[{n}]"), format!("{k} is named twice"))),
+            None => {
+                return Ok(refused(
+                    &format!("documents[{n}].kind"),
+                    "missing or unknown",
+                ));
+            }
+            Some(k) if !seen.insert(k.clone()) => {
+                return Ok(refused(
+                    &format!("documents[{n}]"),
+                    format!("{k} is named twice"),
+                ));
+            }
             Some(_) => {}
         }
     }
@@ -103,16 +145,24 @@ pub(crate) fn apply_policy<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ApplyPoli
         put(s.tables, Table::Policy, key.as_bytes(), d);
     }
     for key in o.remove {
-        if !key.is_empty() && !seen.contains(&key) && s.tables.get(Table::Policy, key.as_bytes())?.is_some() {
+        if !key.is_empty()
+            && !seen.contains(&key)
+            && s.tables.get(Table::Policy, key.as_bytes())?.is_some()
+        {
             s.tables.delete(Table::Policy, key.as_bytes());
             reply.removed.push(key);
         }
     }
-    let changed = !(reply.created.is_empty() && reply.updated.is_empty() && reply.removed.is_empty());
+    let changed =
+        !(reply.created.is_empty() && reply.updated.is_empty() && reply.removed.is_empty());
     reply.revision = if changed { current + 1 } else { current };
     if changed {
-        s.tables.put(Table::Policy, b"", &reply.revision.to_be_bytes());
-        let what = format!("created {:?}, updated {:?}, removed {:?}", reply.created, reply.updated, reply.removed);
+        s.tables
+            .put(Table::Policy, b"", &reply.revision.to_be_bytes());
+        let what = format!(
+            "created {:?}, updated {:?}, removed {:?}",
+            reply.created, reply.updated, reply.removed
+        );
         audit(s, &o.actor, "policy.apply", &what);
         s.effects.push(Effect::Policy(reply.revision));
     }
@@ -120,7 +170,11 @@ pub(crate) fn apply_policy<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ApplyPoli
 }
 
 fn audit<T: WriteTables>(s: &mut Step<'_, T>, actor: &str, action: &str, detail: &str) {
-    let record =
-        v1::AuditRecord { at_ms: s.now, actor: actor.to_owned(), action: action.to_owned(), detail: detail.to_owned() };
+    let record = v1::AuditRecord {
+        at_ms: s.now,
+        actor: actor.to_owned(),
+        action: action.to_owned(),
+        detail: detail.to_owned(),
+    };
     put(s.tables, Table::Audit, &s.index.to_be_bytes(), &record);
 }

@@ -22,8 +22,14 @@ pub struct StoredMessage {
 
 /// A message that is not finished.
 pub fn message(t: &impl ReadTables, id: MessageId) -> Result<Option<StoredMessage>, TableError> {
-    let Some(record) = get(t, Table::Message, id.as_bytes())? else { return Ok(None) };
-    Ok(Some(StoredMessage { id, record, recipients: recipients(t, id)? }))
+    let Some(record) = get(t, Table::Message, id.as_bytes())? else {
+        return Ok(None);
+    };
+    Ok(Some(StoredMessage {
+        id,
+        record,
+        recipients: recipients(t, id)?,
+    }))
 }
 
 /// Messages after `after`, oldest first, at most `limit`; only those with an open recipient in `destination` if given.
@@ -34,23 +40,33 @@ pub fn list(
     destination: Option<&str>,
 ) -> Result<Vec<StoredMessage>, TableError> {
     let mut out = Vec::new();
-    let mut start = after.map(|id| [id.as_bytes().as_slice(), &[0]].concat()).unwrap_or_default();
+    let mut start = after
+        .map(|id| [id.as_bytes().as_slice(), &[0]].concat())
+        .unwrap_or_default();
     while out.len() < limit {
         let want = limit - out.len();
         let page = t.scan(Table::Message, &start, b"", want)?;
         let last = page.len() < want;
         for (key, value) in page {
             start = [key.as_ref(), &[0]].concat();
-            let id = MessageId::from_slice(&key)
-                .map_err(|e| TableError { table: Table::Message, reason: e.to_string() })?;
+            let id = MessageId::from_slice(&key).map_err(|e| TableError {
+                table: Table::Message,
+                reason: e.to_string(),
+            })?;
             let record: v1::MessageRecord = decode(Table::Message, value)?;
             let wanted = destination.is_none_or(|d| {
                 record.envelope.iter().flat_map(|e| &e.recipients).any(|r| {
-                    r.mailbox.rsplit_once('@').is_some_and(|(_, domain)| domain.eq_ignore_ascii_case(d))
+                    r.mailbox
+                        .rsplit_once('@')
+                        .is_some_and(|(_, domain)| domain.eq_ignore_ascii_case(d))
                 })
             });
             if wanted {
-                out.push(StoredMessage { id, record, recipients: recipients(t, id)? });
+                out.push(StoredMessage {
+                    id,
+                    record,
+                    recipients: recipients(t, id)?,
+                });
             }
         }
         if last {
@@ -68,13 +84,18 @@ pub fn count(t: &impl ReadTables) -> Result<u64, TableError> {
 /// When the oldest unfinished message was made, milliseconds since the epoch, by its relay's clock.
 pub fn oldest_ms(t: &impl ReadTables) -> Result<Option<u64>, TableError> {
     let first = t.scan(Table::Message, b"", b"", 1)?;
-    Ok(first.first().and_then(|(key, _)| MessageId::from_slice(key).ok()).map(MessageId::time_ms))
+    Ok(first
+        .first()
+        .and_then(|(key, _)| MessageId::from_slice(key).ok())
+        .map(MessageId::time_ms))
 }
 
 /// The current revision; 0 before the first policy.
 pub fn policy_revision(t: &impl ReadTables) -> Result<u64, TableError> {
     let stored = t.get(Table::Policy, b"")?;
-    Ok(stored.and_then(|b| b.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
+    Ok(stored
+        .and_then(|b| b.as_ref().try_into().ok())
+        .map_or(0, u64::from_be_bytes))
 }
 
 /// The whole policy.
@@ -84,12 +105,18 @@ pub fn policy_set(t: &impl ReadTables) -> Result<v1::PolicySet, TableError> {
         .into_iter()
         .map(|(_, v)| decode(Table::Policy, v))
         .collect::<Result<_, _>>()?;
-    Ok(v1::PolicySet { revision: policy_revision(t)?, documents })
+    Ok(v1::PolicySet {
+        revision: policy_revision(t)?,
+        documents,
+    })
 }
 
 /// Every node that was ever given an id, oldest first.
 pub fn nodes(t: &impl ReadTables) -> Result<Vec<v1::NodeRecord>, TableError> {
-    t.scan(Table::Node, b"", b"", ALL)?.into_iter().map(|(_, v)| decode(Table::Node, v)).collect()
+    t.scan(Table::Node, b"", b"", ALL)?
+        .into_iter()
+        .map(|(_, v)| decode(Table::Node, v))
+        .collect()
 }
 
 /// The cluster, once founded.

@@ -9,10 +9,17 @@ use sealane_wire::v1;
 pub(crate) const RECIPIENT_LIMIT: usize = 1 << 16;
 
 pub(crate) fn decode<M: Message + Default>(table: Table, bytes: Bytes) -> Result<M, TableError> {
-    M::decode(bytes).map_err(|e| TableError { table, reason: format!("undecodable record: {e}") })
+    M::decode(bytes).map_err(|e| TableError {
+        table,
+        reason: format!("undecodable record: {e}"),
+    })
 }
 
-pub(crate) fn get<M: Message + Default>(t: &impl ReadTables, table: Table, key: &[u8]) -> Result<Option<M>, TableError> {
+pub(crate) fn get<M: Message + Default>(
+    t: &impl ReadTables,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<M>, TableError> {
     t.get(table, key)?.map(|b| decode(table, b)).transpose()
 }
 
@@ -47,18 +54,34 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-pub(crate) fn recipients(t: &impl ReadTables, id: MessageId) -> Result<Vec<v1::RecipientRecord>, TableError> {
-    t.scan(Table::Recipient, id.as_bytes(), &prefix_end(id.as_bytes()), RECIPIENT_LIMIT)?
-        .into_iter()
-        .map(|(_, v)| decode(Table::Recipient, v))
-        .collect()
+pub(crate) fn recipients(
+    t: &impl ReadTables,
+    id: MessageId,
+) -> Result<Vec<v1::RecipientRecord>, TableError> {
+    t.scan(
+        Table::Recipient,
+        id.as_bytes(),
+        &prefix_end(id.as_bytes()),
+        RECIPIENT_LIMIT,
+    )?
+    .into_iter()
+    .map(|(_, v)| decode(Table::Recipient, v))
+    .collect()
 }
 
-pub(crate) fn uploads(t: &impl ReadTables, id: MessageId) -> Result<Vec<(Bytes, v1::UploadRecord)>, TableError> {
-    t.scan(Table::Upload, id.as_bytes(), &prefix_end(id.as_bytes()), usize::MAX)?
-        .into_iter()
-        .map(|(k, v)| Ok((k, decode(Table::Upload, v)?)))
-        .collect()
+pub(crate) fn uploads(
+    t: &impl ReadTables,
+    id: MessageId,
+) -> Result<Vec<(Bytes, v1::UploadRecord)>, TableError> {
+    t.scan(
+        Table::Upload,
+        id.as_bytes(),
+        &prefix_end(id.as_bytes()),
+        usize::MAX,
+    )?
+    .into_iter()
+    .map(|(k, v)| Ok((k, decode(Table::Upload, v)?)))
+    .collect()
 }
 
 pub(crate) fn clock(t: &impl ReadTables) -> Result<v1::ClockRecord, TableError> {

@@ -16,16 +16,27 @@ fn parse_id(bytes: &[u8]) -> Result<MessageId, Answer> {
     MessageId::from_slice(bytes).map_err(|e| refused("id", e))
 }
 
-fn fate<T: WriteTables>(s: &Step<'_, T>, id: MessageId) -> Result<Option<v1::DedupeRecord>, TableError> {
+fn fate<T: WriteTables>(
+    s: &Step<'_, T>,
+    id: MessageId,
+) -> Result<Option<v1::DedupeRecord>, TableError> {
     get(s.tables, Table::Dedupe, id.as_bytes())
 }
 
 fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate: Fate) {
-    let record = v1::DedupeRecord { fate: fate.into(), at_ms: s.now, log_index: s.index };
+    let record = v1::DedupeRecord {
+        fate: fate.into(),
+        at_ms: s.now,
+        log_index: s.index,
+    };
     put(s.tables, Table::Dedupe, id.as_bytes(), &record);
 }
 
-fn count<T: WriteTables>(s: &mut Step<'_, T>, messages: i64, finished: u64) -> Result<(), TableError> {
+fn count<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    messages: i64,
+    finished: u64,
+) -> Result<(), TableError> {
     let mut c = clock(s.tables)?;
     c.messages = c.messages.saturating_add_signed(messages);
     c.finished = c.finished.saturating_add(finished);
@@ -53,10 +64,22 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
     }
     let (body, keeps) = if o.chunks == 0 {
         if o.size != s.body_len as u64 {
-            return Ok((refused("size", format!("says {} octets, the body has {}", o.size, s.body_len)), false));
+            return Ok((
+                refused(
+                    "size",
+                    format!("says {} octets, the body has {}", o.size, s.body_len),
+                ),
+                false,
+            ));
         }
         let length = u32::try_from(s.body_len).unwrap_or(u32::MAX);
-        (vec![v1::BodyPart { log_index: s.index, length }], s.body_len > 0)
+        (
+            vec![v1::BodyPart {
+                log_index: s.index,
+                length,
+            }],
+            s.body_len > 0,
+        )
     } else {
         match assemble(s, id, &o)? {
             Ok(parts) => (parts, false),
@@ -84,10 +107,16 @@ fn assemble<T: WriteTables>(
     }
     let size: u64 = parts.iter().map(|p| u64::from(p.length)).sum();
     if parts.len() as u64 != u64::from(o.chunks) {
-        return Ok(Err(refused("chunks", format!("{} announced, {} stored", o.chunks, parts.len()))));
+        return Ok(Err(refused(
+            "chunks",
+            format!("{} announced, {} stored", o.chunks, parts.len()),
+        )));
     }
     if size != o.size {
-        return Ok(Err(refused("size", format!("says {} octets, the pieces have {size}", o.size))));
+        return Ok(Err(refused(
+            "size",
+            format!("says {} octets, the pieces have {size}", o.size),
+        )));
     }
     for (key, _) in pieces {
         s.tables.delete(Table::Upload, &key);
@@ -104,7 +133,11 @@ fn store_message<T: WriteTables>(
     let open = o.envelope.as_ref().map_or(0, |e| e.recipients.len());
     let open = u32::try_from(open).unwrap_or(u32::MAX);
     for n in 0..open {
-        let record = v1::RecipientRecord { state: State::Waiting.into(), due_ms: s.now, ..Default::default() };
+        let record = v1::RecipientRecord {
+            state: State::Waiting.into(),
+            due_ms: s.now,
+            ..Default::default()
+        };
         put(s.tables, Table::Recipient, &recipient_key(id, n), &record);
     }
     let record = v1::MessageRecord {
@@ -133,7 +166,13 @@ pub(crate) fn chunk<T: WriteTables>(s: &mut Step<'_, T>, o: v1::BodyChunkOp) -> 
         Err(a) => return Ok((a, false)),
     };
     if u64::from(o.length) != s.body_len as u64 || s.body_len == 0 {
-        return Ok((refused("length", format!("says {}, the body has {}", o.length, s.body_len)), false));
+        return Ok((
+            refused(
+                "length",
+                format!("says {}, the body has {}", o.length, s.body_len),
+            ),
+            false,
+        ));
     }
     match fate(s, id)?.map(|f| f.fate()) {
         Some(Fate::Aborted) => return Ok((Answer::Aborted(v1::Aborted {}), false)),
@@ -145,13 +184,24 @@ pub(crate) fn chunk<T: WriteTables>(s: &mut Step<'_, T>, o: v1::BodyChunkOp) -> 
     if s.tables.get(Table::Upload, &key)?.is_some() {
         return Ok((Answer::Chunk(v1::ChunkStored {}), false));
     }
-    let part = Some(v1::BodyPart { log_index: s.index, length: o.length });
-    put(s.tables, Table::Upload, &key, &v1::UploadRecord { part, at_ms: s.now });
+    let part = Some(v1::BodyPart {
+        log_index: s.index,
+        length: o.length,
+    });
+    put(
+        s.tables,
+        Table::Upload,
+        &key,
+        &v1::UploadRecord { part, at_ms: s.now },
+    );
     Ok((Answer::Chunk(v1::ChunkStored {}), true))
 }
 
 /// Settles an enqueue of unknown outcome: afterwards the id is void, or enqueued for good.
-pub(crate) fn abort<T: WriteTables>(s: &mut Step<'_, T>, o: v1::AbortOp) -> Result<Answer, TableError> {
+pub(crate) fn abort<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::AbortOp,
+) -> Result<Answer, TableError> {
     let id = match parse_id(&o.id) {
         Ok(id) => id,
         Err(a) => return Ok(a),
@@ -160,7 +210,9 @@ pub(crate) fn abort<T: WriteTables>(s: &mut Step<'_, T>, o: v1::AbortOp) -> Resu
         Some(Fate::Aborted) => return Ok(Answer::Aborted(v1::Aborted {})),
         Some(Fate::Finished) => return Ok(Answer::Enqueued(v1::Enqueued { duplicate: true })),
         Some(_) => {
-            let untouched = recipients(s.tables, id)?.iter().all(|r| r.state() == State::Waiting && r.attempts == 0);
+            let untouched = recipients(s.tables, id)?
+                .iter()
+                .all(|r| r.state() == State::Waiting && r.attempts == 0);
             if !untouched {
                 return Ok(Answer::Enqueued(v1::Enqueued { duplicate: true }));
             }
@@ -181,7 +233,9 @@ pub(crate) fn abort<T: WriteTables>(s: &mut Step<'_, T>, o: v1::AbortOp) -> Resu
 
 /// Removes every trace of a message but its fate.
 fn remove_message<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<(), TableError> {
-    let Some(m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else { return Ok(()) };
+    let Some(m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
+        return Ok(());
+    };
     let n = m.envelope.map_or(0, |e| e.recipients.len());
     for n in 0..u32::try_from(n).unwrap_or(u32::MAX) {
         s.tables.delete(Table::Recipient, &recipient_key(id, n));
@@ -196,14 +250,19 @@ fn remove_message<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<
 }
 
 /// Grants what is waiting and due. The attempt is counted before it happens.
-pub(crate) fn lease<T: WriteTables>(s: &mut Step<'_, T>, o: v1::LeaseOp) -> Result<Answer, TableError> {
+pub(crate) fn lease<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::LeaseOp,
+) -> Result<Answer, TableError> {
     let mut granted = Vec::new();
     for item in o.items {
         let Ok(id) = parse_id(&item.id) else { continue };
         let mut taken = Vec::new();
         for n in item.recipients {
             let key = recipient_key(id, n);
-            let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else { continue };
+            let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else {
+                continue;
+            };
             if r.state() != State::Waiting || r.due_ms > s.now {
                 continue;
             }
@@ -216,11 +275,17 @@ pub(crate) fn lease<T: WriteTables>(s: &mut Step<'_, T>, o: v1::LeaseOp) -> Resu
             taken.push(n);
         }
         if !taken.is_empty() {
-            granted.push(v1::LeaseItem { id: item.id, recipients: taken });
+            granted.push(v1::LeaseItem {
+                id: item.id,
+                recipients: taken,
+            });
         }
         s.effects.push(Effect::Message(id));
     }
-    Ok(Answer::Leased(v1::Leased { epoch: s.index, granted }))
+    Ok(Answer::Leased(v1::Leased {
+        epoch: s.index,
+        granted,
+    }))
 }
 
 /// Calls `change` on every recipient that is leased under the named epoch; counts leases with at least one.
@@ -235,7 +300,12 @@ fn each_leased<T: WriteTables>(
         let mut any = false;
         for (n, mut r) in recipients(s.tables, id)?.into_iter().enumerate() {
             if r.state() == State::Leased && r.epoch == l.epoch && change(&mut r, s.now) {
-                put(s.tables, Table::Recipient, &recipient_key(id, u32::try_from(n).unwrap_or(u32::MAX)), &r);
+                put(
+                    s.tables,
+                    Table::Recipient,
+                    &recipient_key(id, u32::try_from(n).unwrap_or(u32::MAX)),
+                    &r,
+                );
                 any = true;
             }
         }
@@ -245,11 +315,17 @@ fn each_leased<T: WriteTables>(
         }
     }
     let effective = u32::try_from(accepted.len()).unwrap_or(u32::MAX);
-    Ok(Answer::Counted(v1::Counted { effective, accepted }))
+    Ok(Answer::Counted(v1::Counted {
+        effective,
+        accepted,
+    }))
 }
 
 /// Prolongs leases of their holder.
-pub(crate) fn renew<T: WriteTables>(s: &mut Step<'_, T>, o: v1::RenewOp) -> Result<Answer, TableError> {
+pub(crate) fn renew<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::RenewOp,
+) -> Result<Answer, TableError> {
     let (holder, until) = (o.holder, o.until_ms);
     each_leased(s, o.leases, |r, _| {
         let held = r.holder == holder;
@@ -261,7 +337,10 @@ pub(crate) fn renew<T: WriteTables>(s: &mut Step<'_, T>, o: v1::RenewOp) -> Resu
 }
 
 /// Leases given or taken back: due again at once.
-pub(crate) fn release<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ReleaseOp) -> Result<Answer, TableError> {
+pub(crate) fn release<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::ReleaseOp,
+) -> Result<Answer, TableError> {
     each_leased(s, o.leases, |r, now| {
         r.set_state(State::Waiting);
         r.due_ms = now;
@@ -283,7 +362,9 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
     let (mut effective, mut failed) = (0, 0);
     for result in o.results {
         let key = recipient_key(id, result.recipient);
-        let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else { continue };
+        let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else {
+            continue;
+        };
         let current = match r.state() {
             State::Leased => o.epoch != 0 && r.epoch == o.epoch,
             State::Waiting => o.epoch == 0,
@@ -315,7 +396,10 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
         put(s.tables, Table::Recipient, &key, &r);
         effective += 1;
     }
-    let answer = Answer::Counted(v1::Counted { effective, accepted: Vec::new() });
+    let answer = Answer::Counted(v1::Counted {
+        effective,
+        accepted: Vec::new(),
+    });
     if effective == 0 {
         return Ok((answer, false));
     }
@@ -334,7 +418,10 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
 }
 
 /// Forgets what is old: fates of finished and aborted ids, uploads without message.
-pub(crate) fn sweep<T: WriteTables>(s: &mut Step<'_, T>, o: v1::SweepOp) -> Result<Answer, TableError> {
+pub(crate) fn sweep<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::SweepOp,
+) -> Result<Answer, TableError> {
     let limit = usize::try_from(o.limit).unwrap_or(usize::MAX);
     let mut effective = 0;
     for (key, value) in s.tables.scan(Table::Upload, b"", b"", limit)? {
@@ -360,5 +447,8 @@ pub(crate) fn sweep<T: WriteTables>(s: &mut Step<'_, T>, o: v1::SweepOp) -> Resu
             effective += 1;
         }
     }
-    Ok(Answer::Counted(v1::Counted { effective, accepted: Vec::new() }))
+    Ok(Answer::Counted(v1::Counted {
+        effective,
+        accepted: Vec::new(),
+    }))
 }

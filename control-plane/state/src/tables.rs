@@ -61,7 +61,13 @@ pub trait ReadTables {
     /// The value of a key.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, TableError>;
     /// Rows in ascending key order from `start` (inclusive) to `end` (exclusive; empty: the table's end), at most `limit`.
-    fn scan(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, TableError>;
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, TableError>;
 }
 
 /// Writing; a read sees the writes before it.
@@ -84,10 +90,19 @@ pub struct MemoryTables {
 
 impl ReadTables for MemoryTables {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        Ok(self.rows.get(&(table, key.to_vec())).map(|v| Bytes::copy_from_slice(v)))
+        Ok(self
+            .rows
+            .get(&(table, key.to_vec()))
+            .map(|v| Bytes::copy_from_slice(v)))
     }
 
-    fn scan(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, TableError> {
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, TableError> {
         Ok(self
             .rows
             .range((table, start.to_vec())..)

@@ -7,7 +7,9 @@ pub enum StoreError {
     #[error("storage failed: {0}")]
     Io(String),
     /// A record is not what was written.
-    #[error("{family} record {key} is damaged: {reason}. The volume lies: remove this node and join a fresh one")]
+    #[error(
+        "{family} record {key} is damaged: {reason}. The volume lies: remove this node and join a fresh one"
+    )]
     Corrupt {
         /// Column family or file.
         family: &'static str,

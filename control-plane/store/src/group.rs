@@ -3,8 +3,8 @@ use crate::{
     error::StoreError,
     layout::{BODY, BODY_GC, LOG, META, Meta, frame, index_key, key_index, meta_key, unframe},
     log::{
-        LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry, decode_position, encode_entry_prefix,
-        encode_position, encode_vote, read_vote,
+        LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry,
+        decode_position, encode_entry_prefix, encode_position, encode_vote, read_vote,
     },
     store::Core,
     syncer::{Flushed, Wrote},
@@ -27,7 +27,10 @@ pub(crate) struct GroupShared {
 
 impl GroupShared {
     pub(crate) fn new(id: GroupId) -> Self {
-        Self { id, bodies: Mutex::new(()) }
+        Self {
+            id,
+            bodies: Mutex::new(()),
+        }
     }
 }
 
@@ -48,7 +51,11 @@ impl GroupStore {
     }
 
     pub(crate) fn put_meta(&self, batch: &mut WriteBatch, field: Meta, payload: &[u8]) {
-        batch.put_cf(self.core.cf(META), meta_key(self.id(), field), frame(&[payload]));
+        batch.put_cf(
+            self.core.cf(META),
+            meta_key(self.id(), field),
+            frame(&[payload]),
+        );
     }
 
     // ---- log
@@ -59,7 +66,11 @@ impl GroupStore {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(index_key(self.id(), 0).to_vec());
         let end = index_key(self.id(), u64::MAX);
-        let mut rows = self.core.db.iterator_cf_opt(self.core.cf(LOG), options, IteratorMode::From(&end, Direction::Reverse));
+        let mut rows = self.core.db.iterator_cf_opt(
+            self.core.cf(LOG),
+            options,
+            IteratorMode::From(&end, Direction::Reverse),
+        );
         let last = match rows.next().transpose()? {
             Some((key, value)) if key_index(self.id(), &key).is_some() => {
                 let (entry, _) = decode_entry(unframe(LOG, &key, value.into())?)?;
@@ -110,7 +121,9 @@ impl GroupStore {
 
     /// The last saved vote.
     pub fn read_vote(&self) -> Result<Option<VoteRecord>, StoreError> {
-        self.meta(Meta::Vote)?.map(|b| read_vote(&mut crate::layout::Fields::new(META, b))).transpose()
+        self.meta(Meta::Vote)?
+            .map(|b| read_vote(&mut crate::layout::Fields::new(META, b)))
+            .transpose()
     }
 
     /// Remembers the committed position, unsynced: a hint after a restart.
@@ -129,7 +142,12 @@ impl GroupStore {
     }
 
     /// Entries of `start..end` with their bodies; stops before exceeding `max_bytes`, but returns at least one if there is one.
-    pub fn read_entries(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<StoredEntry>, StoreError> {
+    pub fn read_entries(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError> {
         let mut out = Vec::new();
         if start >= end {
             return Ok(out);
@@ -137,13 +155,21 @@ impl GroupStore {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(index_key(self.id(), end).to_vec());
         let from = index_key(self.id(), start);
-        let rows = self.core.db.iterator_cf_opt(self.core.cf(LOG), options, IteratorMode::From(&from, Direction::Forward));
+        let rows = self.core.db.iterator_cf_opt(
+            self.core.cf(LOG),
+            options,
+            IteratorMode::From(&from, Direction::Forward),
+        );
         let mut size = 0usize;
         for row in rows {
             let (key, value) = row?;
-            let Some(index) = key_index(self.id(), &key) else { break };
+            let Some(index) = key_index(self.id(), &key) else {
+                break;
+            };
             let (mut entry, body_len) = decode_entry(unframe(LOG, &key, value.to_vec())?)?;
-            let expected = out.last().map_or(start, |e: &StoredEntry| e.position.index + 1);
+            let expected = out
+                .last()
+                .map_or(start, |e: &StoredEntry| e.position.index + 1);
             if index != expected || entry.position.index != index {
                 return Err(StoreError::Corrupt {
                     family: LOG,
@@ -151,14 +177,18 @@ impl GroupStore {
                     reason: format!("a hole: expected index {expected}"),
                 });
             }
-            size = size.saturating_add(value.len()).saturating_add(usize::try_from(body_len).unwrap_or(usize::MAX));
+            size = size
+                .saturating_add(value.len())
+                .saturating_add(usize::try_from(body_len).unwrap_or(usize::MAX));
             if size > max_bytes && !out.is_empty() {
                 break;
             }
             if body_len > 0
                 && let StoredPayload::Command { body, .. } = &mut entry.payload
             {
-                let stored = self.read_body(index)?.filter(|b| b.len() as u64 == u64::from(body_len));
+                let stored = self
+                    .read_body(index)?
+                    .filter(|b| b.len() as u64 == u64::from(body_len));
                 *body = stored.ok_or_else(|| StoreError::Corrupt {
                     family: BODY,
                     key: crate::layout::hex(&key),
@@ -174,13 +204,26 @@ impl GroupStore {
     pub fn truncate_after(&self, index: Option<u64>) -> Result<(), StoreError> {
         // What is queued still raises the high-water mark: it goes first.
         let (tx, rx) = mpsc::channel();
-        self.core.syncer.submit(self.id(), Wrote::Nothing, Box::new(move |r| drop(tx.send(r))));
-        rx.recv().map_err(|_| StoreError::Poisoned("syncer stopped".into()))??;
+        self.core.syncer.submit(
+            self.id(),
+            Wrote::Nothing,
+            Box::new(move |r| drop(tx.send(r))),
+        );
+        rx.recv()
+            .map_err(|_| StoreError::Poisoned("syncer stopped".into()))??;
         let keep = match index {
-            Some(i) => self.read_entries(i, i + 1, 0)?.first().map(|e| e.position).or(self.purged()?),
+            Some(i) => self
+                .read_entries(i, i + 1, 0)?
+                .first()
+                .map(|e| e.position)
+                .or(self.purged()?),
             None => None,
         };
-        self.core.hwm.lock().expect("no panic while held").lower(self.id(), keep)?;
+        self.core
+            .hwm
+            .lock()
+            .expect("no panic while held")
+            .lower(self.id(), keep)?;
         let start = index_key(self.id(), index.map_or(0, |i| i + 1));
         let end = index_key(self.id(), u64::MAX);
         let mut batch = WriteBatch::default();
@@ -200,7 +243,11 @@ impl GroupStore {
         }
         while next <= upto.index {
             let last = upto.index.min(next + PURGE_BATCH - 1);
-            let position = if last == upto.index { Some(upto) } else { self.position_at(last)? };
+            let position = if last == upto.index {
+                Some(upto)
+            } else {
+                self.position_at(last)?
+            };
             let mut batch = WriteBatch::default();
             // A batch that ends in a hole (after a snapshot) is marked by the next one.
             if let Some(p) = position {
@@ -209,7 +256,12 @@ impl GroupStore {
             for index in next..=last {
                 let key = index_key(self.id(), index);
                 batch.delete_cf(self.core.cf(LOG), key);
-                if self.core.db.get_pinned_cf(self.core.cf(BODY_GC), key)?.is_some() {
+                if self
+                    .core
+                    .db
+                    .get_pinned_cf(self.core.cf(BODY_GC), key)?
+                    .is_some()
+                {
                     batch.delete_cf(self.core.cf(BODY), key);
                     batch.delete_cf(self.core.cf(BODY_GC), key);
                 }
@@ -230,7 +282,8 @@ impl GroupStore {
 
     /// Position and membership of the last applied entry.
     pub fn applied(&self) -> Result<Applied, StoreError> {
-        self.meta(Meta::Applied)?.map_or_else(|| Ok(Applied::default()), Applied::decode)
+        self.meta(Meta::Applied)?
+            .map_or_else(|| Ok(Applied::default()), Applied::decode)
     }
 
     /// A batch of changes to the state machine.
@@ -240,7 +293,9 @@ impl GroupStore {
 
     /// Reads the state machine.
     pub fn reader(&self) -> Reader {
-        Reader { group: self.clone() }
+        Reader {
+            group: self.clone(),
+        }
     }
 
     /// The body of an entry.

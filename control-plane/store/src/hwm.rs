@@ -40,10 +40,23 @@ pub(crate) struct HighWater {
 
 impl HighWater {
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let newest = [0, SLOT].into_iter().filter_map(|at| read_slot(&file, at)).max_by_key(|(seq, _)| *seq);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        let newest = [0, SLOT]
+            .into_iter()
+            .filter_map(|at| read_slot(&file, at))
+            .max_by_key(|(seq, _)| *seq);
         let (sequence, marks) = newest.unwrap_or_default();
-        Ok(Self { file, sequence, marks, written: Instant::now() })
+        Ok(Self {
+            file,
+            sequence,
+            marks,
+            written: Instant::now(),
+        })
     }
 
     /// Notes what a sync covered; writes the file when it is old.
@@ -64,7 +77,11 @@ impl HighWater {
     }
 
     /// A truncation makes the log legitimately shorter: remembered durably before it happens.
-    pub(crate) fn lower(&mut self, group: GroupId, last: Option<LogPosition>) -> Result<(), StoreError> {
+    pub(crate) fn lower(
+        &mut self,
+        group: GroupId,
+        last: Option<LogPosition>,
+    ) -> Result<(), StoreError> {
         self.marks.entry(group).or_default().last = last;
         self.write(true)
     }
@@ -75,14 +92,26 @@ impl HighWater {
         for (group, m) in &self.marks {
             payload.extend_from_slice(&group.0.to_be_bytes());
             payload.push(u8::from(m.vote.is_some()));
-            payload.extend_from_slice(&encode_vote(m.vote.unwrap_or(VoteRecord { term: 0, node: 0, committed: false })));
+            payload.extend_from_slice(&encode_vote(m.vote.unwrap_or(VoteRecord {
+                term: 0,
+                node: 0,
+                committed: false,
+            })));
             payload.push(u8::from(m.last.is_some()));
-            payload.extend_from_slice(&encode_position(m.last.unwrap_or(LogPosition { term: 0, node: 0, index: 0 })));
+            payload.extend_from_slice(&encode_position(m.last.unwrap_or(LogPosition {
+                term: 0,
+                node: 0,
+                index: 0,
+            })));
         }
         let mut slot = Vec::with_capacity(payload.len() + 20);
         slot.extend_from_slice(MAGIC);
         slot.extend_from_slice(&self.sequence.to_be_bytes());
-        slot.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
+        slot.extend_from_slice(
+            &u32::try_from(payload.len())
+                .unwrap_or(u32::MAX)
+                .to_be_bytes(),
+        );
         slot.extend_from_slice(&payload);
         slot.extend_from_slice(&crc32c::crc32c(&slot).to_be_bytes());
         self.file.write_all_at(&slot, (self.sequence % 2) * SLOT)?;
@@ -94,9 +123,21 @@ impl HighWater {
     }
 
     /// Refuses a volume whose recovered vote or log is behind the mark.
-    pub(crate) fn check(&self, group: GroupId, vote: Option<VoteRecord>, last: Option<LogPosition>) -> Result<(), StoreError> {
-        let Some(mark) = self.marks.get(&group) else { return Ok(()) };
-        let lost = |what| Err(StoreError::Lost { group: group.0, what });
+    pub(crate) fn check(
+        &self,
+        group: GroupId,
+        vote: Option<VoteRecord>,
+        last: Option<LogPosition>,
+    ) -> Result<(), StoreError> {
+        let Some(mark) = self.marks.get(&group) else {
+            return Ok(());
+        };
+        let lost = |what| {
+            Err(StoreError::Lost {
+                group: group.0,
+                what,
+            })
+        };
         if vote < mark.vote {
             return lost(format!("its vote (has {vote:?}, had {:?})", mark.vote));
         }
@@ -128,7 +169,13 @@ fn read_slot(file: &File, at: u64) -> Option<(u64, BTreeMap<GroupId, Mark>)> {
         let vote = read_vote(&mut f).ok()?;
         let has_last = f.u8().ok()? == 1;
         let last = read_position(&mut f).ok()?;
-        marks.insert(group, Mark { vote: has_vote.then_some(vote), last: has_last.then_some(last) });
+        marks.insert(
+            group,
+            Mark {
+                vote: has_vote.then_some(vote),
+                last: has_last.then_some(last),
+            },
+        );
     }
     Some((sequence, marks))
 }

@@ -77,8 +77,16 @@ pub(crate) fn frame(payload: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-pub(crate) fn unframe(family: &'static str, key: &[u8], value: Vec<u8>) -> Result<Bytes, StoreError> {
-    let corrupt = |reason: String| StoreError::Corrupt { family, key: hex(key), reason };
+pub(crate) fn unframe(
+    family: &'static str,
+    key: &[u8],
+    value: Vec<u8>,
+) -> Result<Bytes, StoreError> {
+    let corrupt = |reason: String| StoreError::Corrupt {
+        family,
+        key: hex(key),
+        reason,
+    };
     let Some(body) = value.len().checked_sub(CRC).filter(|n| *n >= 1) else {
         return Err(corrupt(format!("{} octets", value.len())));
     };
@@ -109,7 +117,11 @@ impl Fields {
     }
     fn take(&mut self, n: usize) -> Result<Bytes, StoreError> {
         if self.rest.len() < n {
-            return Err(StoreError::Corrupt { family: self.family, key: String::new(), reason: "too short".into() });
+            return Err(StoreError::Corrupt {
+                family: self.family,
+                key: String::new(),
+                reason: "too short".into(),
+            });
         }
         Ok(self.rest.split_to(n))
     }
@@ -122,7 +134,9 @@ impl Fields {
     }
     pub(crate) fn u64(&mut self) -> Result<u64, StoreError> {
         let b = self.take(8)?;
-        Ok(u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+        Ok(u64::from_be_bytes([
+            b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7],
+        ]))
     }
     pub(crate) fn bytes(&mut self) -> Result<Bytes, StoreError> {
         let n = self.u32()?;

@@ -70,7 +70,11 @@ pub(crate) fn encode_position(p: LogPosition) -> [u8; 24] {
 }
 
 pub(crate) fn read_position(f: &mut Fields) -> Result<LogPosition, StoreError> {
-    Ok(LogPosition { term: f.u64()?, node: f.u64()?, index: f.u64()? })
+    Ok(LogPosition {
+        term: f.u64()?,
+        node: f.u64()?,
+        index: f.u64()?,
+    })
 }
 
 pub(crate) fn decode_position(bytes: Bytes) -> Result<LogPosition, StoreError> {
@@ -86,7 +90,11 @@ pub(crate) fn encode_vote(v: VoteRecord) -> [u8; 17] {
 }
 
 pub(crate) fn read_vote(f: &mut Fields) -> Result<VoteRecord, StoreError> {
-    Ok(VoteRecord { term: f.u64()?, node: f.u64()?, committed: f.u8()? != 0 })
+    Ok(VoteRecord {
+        term: f.u64()?,
+        node: f.u64()?,
+        committed: f.u8()? != 0,
+    })
 }
 
 /// Term, leader, index, kind, body length; the header octets follow.
@@ -113,7 +121,10 @@ pub(crate) fn decode_entry(bytes: Bytes) -> Result<(StoredEntry, u32), StoreErro
     let payload = match kind {
         0 => StoredPayload::Blank,
         1 => StoredPayload::Membership(rest),
-        2 => StoredPayload::Command { header: rest, body: Bytes::new() },
+        2 => StoredPayload::Command {
+            header: rest,
+            body: Bytes::new(),
+        },
         k => {
             return Err(StoreError::Corrupt {
                 family: LOG,

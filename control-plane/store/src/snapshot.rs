@@ -66,7 +66,10 @@ fn encode(records: &[SnapshotRecord]) -> Vec<u8> {
 
 impl GroupStore {
     /// Streams the group's state as of now to `sink`, which may block.
-    pub fn export<E: From<StoreError>>(&self, mut sink: impl FnMut(Export) -> Result<(), E>) -> Result<(), E> {
+    pub fn export<E: From<StoreError>>(
+        &self,
+        mut sink: impl FnMut(Export) -> Result<(), E>,
+    ) -> Result<(), E> {
         let db = &self.core.db;
         let pinned = db.snapshot();
         let store = |e: rocksdb::Error| StoreError::from(e);
@@ -101,22 +104,42 @@ impl GroupStore {
             let mut o = ReadOptions::default();
             o.set_iterate_upper_bound(upper);
             o.fill_cache(false);
-            pinned.iterator_cf_opt(self.core.cf(family), o, IteratorMode::From(&lower, Direction::Forward))
+            pinned.iterator_cf_opt(
+                self.core.cf(family),
+                o,
+                IteratorMode::From(&lower, Direction::Forward),
+            )
         };
         let group = self.id();
         for row in bound(SM, sm_key(group, 0, b""), sm_key(group, u8::MAX, b"")) {
             let (key, value) = row.map_err(store)?;
             let value = unframe(SM, &key, value.into_vec())?;
             let table = key.get(4).copied().unwrap_or_default();
-            push(Some(SnapshotRecord { table, key: Bytes::from(key.into_vec()).slice(5..), value }))?;
+            push(Some(SnapshotRecord {
+                table,
+                key: Bytes::from(key.into_vec()).slice(5..),
+                value,
+            }))?;
         }
-        for row in bound(BODY, index_key(group, 0).to_vec(), index_key(group, last.saturating_add(1)).to_vec()) {
+        for row in bound(
+            BODY,
+            index_key(group, 0).to_vec(),
+            index_key(group, last.saturating_add(1)).to_vec(),
+        ) {
             let (key, value) = row.map_err(store)?;
-            if pinned.get_cf(self.core.cf(BODY_GC), &key).map_err(store)?.is_some() {
+            if pinned
+                .get_cf(self.core.cf(BODY_GC), &key)
+                .map_err(store)?
+                .is_some()
+            {
                 continue;
             }
             let value = unframe(BODY, &key, value.into_vec())?;
-            push(Some(SnapshotRecord { table: BODY_TABLE, key: Bytes::from(key.into_vec()).slice(4..), value }))?;
+            push(Some(SnapshotRecord {
+                table: BODY_TABLE,
+                key: Bytes::from(key.into_vec()).slice(4..),
+                value,
+            }))?;
         }
         push(None)?;
         sink(Export::End(count, digest.finalize().into()))
@@ -124,14 +147,26 @@ impl GroupStore {
 
     /// Begins to receive a snapshot.
     pub fn stage_snapshot(&self) -> Result<SnapshotStage, StoreError> {
-        let path = self.core.dir.join(format!("{PREFIX}{}-{}.part", self.id(), std::process::id()));
+        let path = self
+            .core
+            .dir
+            .join(format!("{PREFIX}{}-{}.part", self.id(), std::process::id()));
         let file = BufWriter::new(File::create(&path)?);
-        Ok(SnapshotStage { path, file, count: 0, digest: Sha256::new() })
+        Ok(SnapshotStage {
+            path,
+            file,
+            count: 0,
+            digest: Sha256::new(),
+        })
     }
 
     /// Replaces the group's state by a staged snapshot. Synced when it returns.
     pub fn install(&self, staged: StagedSnapshot, applied: Applied) -> Result<(), StoreError> {
-        let name = staged.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = staged
+            .path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let mut marker = applied.encode();
         let len = u32::try_from(marker.len()).unwrap_or(u32::MAX);
         marker.extend_from_slice(name.as_bytes());
@@ -150,7 +185,11 @@ impl GroupStore {
         let _guard = self.shared.bodies.lock().expect("no panic while held");
         let last = applied.last.map_or(0, |p| p.index);
         let mut wipe = WriteBatch::default();
-        wipe.delete_range_cf(self.core.cf(SM), sm_key(group, 0, b""), sm_key(group, u8::MAX, b""));
+        wipe.delete_range_cf(
+            self.core.cf(SM),
+            sm_key(group, 0, b""),
+            sm_key(group, u8::MAX, b""),
+        );
         // Bodies of log entries behind the snapshot stay.
         let end = index_key(group, last.saturating_add(1));
         wipe.delete_range_cf(self.core.cf(BODY), index_key(group, 0), end);
@@ -161,10 +200,23 @@ impl GroupStore {
             let mut batch = WriteBatch::default();
             for r in records {
                 if r.table == BODY_TABLE {
-                    let index = r.key.as_ref().try_into().map(u64::from_be_bytes).map_err(|_| damaged("body key"))?;
-                    batch.put_cf(self.core.cf(BODY), index_key(group, index), frame(&[&r.value]));
+                    let index = r
+                        .key
+                        .as_ref()
+                        .try_into()
+                        .map(u64::from_be_bytes)
+                        .map_err(|_| damaged("body key"))?;
+                    batch.put_cf(
+                        self.core.cf(BODY),
+                        index_key(group, index),
+                        frame(&[&r.value]),
+                    );
                 } else {
-                    batch.put_cf(self.core.cf(SM), sm_key(group, r.table, &r.key), frame(&[&r.value]));
+                    batch.put_cf(
+                        self.core.cf(SM),
+                        sm_key(group, r.table, &r.key),
+                        frame(&[&r.value]),
+                    );
                 }
             }
             self.core.write(batch)?;
@@ -180,7 +232,11 @@ impl GroupStore {
 }
 
 fn damaged(reason: &str) -> StoreError {
-    StoreError::Corrupt { family: "snapshot", key: String::new(), reason: reason.into() }
+    StoreError::Corrupt {
+        family: "snapshot",
+        key: String::new(),
+        reason: reason.into(),
+    }
 }
 
 fn read_batch(file: &mut impl Read) -> Result<Option<Vec<SnapshotRecord>>, StoreError> {
@@ -191,7 +247,8 @@ fn read_batch(file: &mut impl Read) -> Result<Option<Vec<SnapshotRecord>>, Store
         Err(e) => return Err(e.into()),
     }
     let (len, crc) = head.split_at(4);
-    let len = usize::try_from(u32::from_be_bytes([len[0], len[1], len[2], len[3]])).unwrap_or(usize::MAX);
+    let len =
+        usize::try_from(u32::from_be_bytes([len[0], len[1], len[2], len[3]])).unwrap_or(usize::MAX);
     let mut bytes = Vec::new();
     file.take(len as u64).read_to_end(&mut bytes)?;
     if bytes.len() != len || crc != crc32c::crc32c(&bytes).to_be_bytes() {
@@ -200,7 +257,11 @@ fn read_batch(file: &mut impl Read) -> Result<Option<Vec<SnapshotRecord>>, Store
     let mut f = crate::layout::Fields::new("snapshot", bytes.into());
     let mut out = Vec::new();
     while let Ok(table) = f.u8() {
-        out.push(SnapshotRecord { table, key: f.bytes()?, value: f.bytes()? });
+        out.push(SnapshotRecord {
+            table,
+            key: f.bytes()?,
+            value: f.bytes()?,
+        });
     }
     Ok(Some(out))
 }
@@ -223,7 +284,11 @@ impl SnapshotStage {
         let encoded = encode(records);
         self.digest.update(&encoded);
         self.count += records.len() as u64;
-        self.file.write_all(&u32::try_from(encoded.len()).unwrap_or(u32::MAX).to_be_bytes())?;
+        self.file.write_all(
+            &u32::try_from(encoded.len())
+                .unwrap_or(u32::MAX)
+                .to_be_bytes(),
+        )?;
         self.file.write_all(&crc.to_be_bytes())?;
         self.file.write_all(&encoded)?;
         Ok(())
@@ -236,7 +301,10 @@ impl SnapshotStage {
             let _ = std::fs::remove_file(&self.path);
             return Err(damaged("count or digest does not match"));
         }
-        let file = self.file.into_inner().map_err(|e| StoreError::Io(e.to_string()))?;
+        let file = self
+            .file
+            .into_inner()
+            .map_err(|e| StoreError::Io(e.to_string()))?;
         file.sync_all()?;
         if let Some(dir) = self.path.parent() {
             File::open(dir)?.sync_all()?;
@@ -253,7 +321,9 @@ pub struct StagedSnapshot {
 
 /// Finishes an install that a crash interrupted.
 pub(crate) fn recover(group: &GroupStore) -> Result<(), StoreError> {
-    let Some(marker) = group.meta(Meta::Installing)? else { return Ok(()) };
+    let Some(marker) = group.meta(Meta::Installing)? else {
+        return Ok(());
+    };
     let mut f = crate::layout::Fields::new(META, marker);
     let applied = Applied::decode(f.bytes()?)?;
     let name = String::from_utf8_lossy(&f.rest()).into_owned();

@@ -3,11 +3,17 @@ use crate::{
     error::StoreError,
     group::{GroupShared, GroupStore},
     hwm::HighWater,
-    layout::{self, BODY, FAMILIES, Fields, LOG, META, Meta, SM, VERSION, frame, meta_key, put_bytes, unframe},
+    layout::{
+        self, BODY, FAMILIES, Fields, LOG, META, Meta, SM, VERSION, frame, meta_key, put_bytes,
+        unframe,
+    },
     snapshot,
     syncer::{OnFatal, Syncer},
 };
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    WriteOptions,
+};
 use sealane_types::GroupId;
 use std::{
     collections::BTreeMap,
@@ -43,13 +49,20 @@ pub struct Options {
 
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options").field("cache", &self.cache).field("write_buffers", &self.write_buffers).finish()
+        f.debug_struct("Options")
+            .field("cache", &self.cache)
+            .field("write_buffers", &self.write_buffers)
+            .finish()
     }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache: 64 << 20, write_buffers: 256 << 20, on_fatal: Arc::new(|_| std::process::abort()) }
+        Self {
+            cache: 64 << 20,
+            write_buffers: 256 << 20,
+            on_fatal: Arc::new(|_| std::process::abort()),
+        }
     }
 }
 
@@ -74,18 +87,27 @@ impl Core {
         self.db.cf_handle(name).expect("every family is opened")
     }
 
-    pub(crate) fn get(&self, family: &'static str, key: &[u8]) -> Result<Option<bytes::Bytes>, StoreError> {
-        self.db.get_cf(self.cf(family), key)?.map(|v| unframe(family, key, v)).transpose()
+    pub(crate) fn get(
+        &self,
+        family: &'static str,
+        key: &[u8],
+    ) -> Result<Option<bytes::Bytes>, StoreError> {
+        self.db
+            .get_cf(self.cf(family), key)?
+            .map(|v| unframe(family, key, v))
+            .transpose()
     }
 
     /// Writes a batch to WAL buffer and memtable, unsynced. A failure is final.
     pub(crate) fn write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
         self.syncer.check()?;
-        self.db.write_opt(batch, &WriteOptions::default()).map_err(|e| {
-            let e = StoreError::from(e);
-            self.syncer.poison(&e);
-            e
-        })
+        self.db
+            .write_opt(batch, &WriteOptions::default())
+            .map_err(|e| {
+                let e = StoreError::from(e);
+                self.syncer.poison(&e);
+                e
+            })
     }
 
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
@@ -149,10 +171,20 @@ impl Store {
         check_format(dir)?;
         let cache = Cache::new_lru_cache(options.cache);
         let families = FAMILIES.iter().map(|f| family(f, &options, &cache));
-        let db = Arc::new(DB::open_cf_descriptors(&db_options(&options), dir.join("db"), families)?);
+        let db = Arc::new(DB::open_cf_descriptors(
+            &db_options(&options),
+            dir.join("db"),
+            families,
+        )?);
         let hwm = Arc::new(Mutex::new(HighWater::open(&dir.join("high-water"))?));
         let syncer = Syncer::start(db.clone(), hwm.clone(), options.on_fatal.clone())?;
-        let core = Arc::new(Core { db, syncer, hwm, dir: dir.to_owned(), groups: Mutex::default() });
+        let core = Arc::new(Core {
+            db,
+            syncer,
+            hwm,
+            dir: dir.to_owned(),
+            groups: Mutex::default(),
+        });
         let store = Self { core };
         store.recover()?;
         Ok(store)
@@ -164,24 +196,43 @@ impl Store {
             Some(i) => (0..=i.shards).map(GroupId).collect(),
             None => Vec::new(),
         };
-        let marked: Vec<GroupId> =
-            self.core.hwm.lock().expect("no panic while held").marks.keys().copied().collect();
+        let marked: Vec<GroupId> = self
+            .core
+            .hwm
+            .lock()
+            .expect("no panic while held")
+            .marks
+            .keys()
+            .copied()
+            .collect();
         if groups.is_empty() && !marked.is_empty() {
-            return Err(StoreError::Lost { group: 0, what: "its identity".into() });
+            return Err(StoreError::Lost {
+                group: 0,
+                what: "its identity".into(),
+            });
         }
         for id in groups {
             let group = self.group(id);
             snapshot::recover(&group)?;
             let state = group.log_state()?;
             let vote = group.read_vote()?;
-            self.core.hwm.lock().expect("no panic while held").check(id, vote, state.last.or(state.purged))?;
+            self.core.hwm.lock().expect("no panic while held").check(
+                id,
+                vote,
+                state.last.or(state.purged),
+            )?;
         }
         snapshot::remove_orphans(&self.core.dir)
     }
 
     /// The volume's identity, once it has one.
     pub fn identity(&self) -> Result<Option<NodeIdentity>, StoreError> {
-        let Some(bytes) = self.core.get(META, &meta_key(GroupId::META, Meta::Identity))? else { return Ok(None) };
+        let Some(bytes) = self
+            .core
+            .get(META, &meta_key(GroupId::META, Meta::Identity))?
+        else {
+            return Ok(None);
+        };
         let mut f = Fields::new(META, bytes);
         let text = |b: bytes::Bytes| String::from_utf8_lossy(&b).into_owned();
         Ok(Some(NodeIdentity {
@@ -196,7 +247,11 @@ impl Store {
     /// Gives the volume its identity, synced. It never changes.
     pub fn set_identity(&self, i: &NodeIdentity) -> Result<(), StoreError> {
         if let Some(old) = self.identity()? {
-            return if old == *i { Ok(()) } else { Err(StoreError::Io("the volume has an identity already".into())) };
+            return if old == *i {
+                Ok(())
+            } else {
+                Err(StoreError::Io("the volume has an identity already".into()))
+            };
         }
         let mut out = Vec::new();
         out.extend_from_slice(&i.node_id.to_be_bytes());
@@ -209,7 +264,10 @@ impl Store {
 
     /// 16 octets that name this volume; `fresh` if it has none yet. Synced before it returns.
     pub fn incarnation(&self, fresh: [u8; 16]) -> Result<[u8; 16], StoreError> {
-        if let Some(b) = self.core.get(META, &meta_key(GroupId::META, Meta::Incarnation))? {
+        if let Some(b) = self
+            .core
+            .get(META, &meta_key(GroupId::META, Meta::Incarnation))?
+        {
             return b.as_ref().try_into().map_err(|_| StoreError::Corrupt {
                 family: META,
                 key: "incarnation".into(),
@@ -222,7 +280,11 @@ impl Store {
 
     fn put_meta(&self, field: Meta, payload: &[u8]) -> Result<(), StoreError> {
         let mut batch = rocksdb::WriteBatch::default();
-        batch.put_cf(self.core.cf(META), meta_key(GroupId::META, field), frame(&[payload]));
+        batch.put_cf(
+            self.core.cf(META),
+            meta_key(GroupId::META, field),
+            frame(&[payload]),
+        );
         self.core.write(batch)?;
         self.core.sync()
     }
@@ -230,13 +292,20 @@ impl Store {
     /// The storage of one group. Handles of one group share their state.
     pub fn group(&self, id: GroupId) -> GroupStore {
         let mut groups = self.core.groups.lock().expect("no panic while held");
-        let shared = groups.entry(id).or_insert_with(|| Arc::new(GroupShared::new(id))).clone();
-        GroupStore { core: self.core.clone(), shared }
+        let shared = groups
+            .entry(id)
+            .or_insert_with(|| Arc::new(GroupShared::new(id)))
+            .clone();
+        GroupStore {
+            core: self.core.clone(),
+            shared,
+        }
     }
 
     /// Octets free on the volume.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let s = nix::sys::statvfs::statvfs(&self.core.dir).map_err(|e| StoreError::Io(e.to_string()))?;
+        let s = nix::sys::statvfs::statvfs(&self.core.dir)
+            .map_err(|e| StoreError::Io(e.to_string()))?;
         Ok(s.blocks_available().saturating_mul(s.fragment_size()))
     }
 
@@ -249,7 +318,12 @@ impl Store {
     pub fn shutdown(&self) {
         self.core.syncer.shutdown();
         if self.core.sync().is_ok()
-            && let Err(e) = self.core.hwm.lock().expect("no panic while held").write(true)
+            && let Err(e) = self
+                .core
+                .hwm
+                .lock()
+                .expect("no panic while held")
+                .write(true)
         {
             tracing::warn!(error = %e, "high-water mark not written at shutdown");
         }
@@ -268,12 +342,22 @@ fn check_format(dir: &Path) -> Result<(), StoreError> {
     match std::fs::read(&path) {
         Ok(b) => match b.first() {
             Some(v) if *v == VERSION => Ok(()),
-            Some(v) => Err(StoreError::Format { found: *v, known: VERSION }),
-            None => Err(StoreError::Corrupt { family: "FORMAT", key: layout::hex(&b), reason: "empty".into() }),
+            Some(v) => Err(StoreError::Format {
+                found: *v,
+                known: VERSION,
+            }),
+            None => Err(StoreError::Corrupt {
+                family: "FORMAT",
+                key: layout::hex(&b),
+                reason: "empty".into(),
+            }),
         },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             if dir.join("db").exists() {
-                return Err(StoreError::Format { found: 0, known: VERSION });
+                return Err(StoreError::Format {
+                    found: 0,
+                    known: VERSION,
+                });
             }
             std::fs::write(&path, [VERSION])?;
             Ok(())

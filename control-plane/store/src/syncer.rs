@@ -1,7 +1,14 @@
 //! The one thread that syncs: group commit over all groups of the node.
-use crate::{error::StoreError, hwm::HighWater, log::{LogPosition, VoteRecord}};
+use crate::{
+    error::StoreError,
+    hwm::HighWater,
+    log::{LogPosition, VoteRecord},
+};
 use prometheus_client::{
-    metrics::{counter::Counter, histogram::{Histogram, exponential_buckets}},
+    metrics::{
+        counter::Counter,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 use rocksdb::DB;
@@ -71,14 +78,26 @@ impl SyncMetrics {
 
     pub(crate) fn register(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("sealane_store");
-        r.register("sync_seconds", "Duration of one WAL sync", self.seconds.clone());
+        r.register(
+            "sync_seconds",
+            "Duration of one WAL sync",
+            self.seconds.clone(),
+        );
         r.register("syncs", "WAL syncs", self.syncs.clone());
-        r.register("synced_writes", "Appends and votes made durable: divided by syncs, the group commit factor", self.writes.clone());
+        r.register(
+            "synced_writes",
+            "Appends and votes made durable: divided by syncs, the group commit factor",
+            self.writes.clone(),
+        );
     }
 }
 
 impl Syncer {
-    pub(crate) fn start(db: Arc<DB>, hwm: Arc<Mutex<HighWater>>, on_fatal: OnFatal) -> Result<Self, StoreError> {
+    pub(crate) fn start(
+        db: Arc<DB>,
+        hwm: Arc<Mutex<HighWater>>,
+        on_fatal: OnFatal,
+    ) -> Result<Self, StoreError> {
         let queue = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let metrics = SyncMetrics::new();
         let thread = {
@@ -87,7 +106,12 @@ impl Syncer {
                 .name("syncer".into())
                 .spawn(move || run(&db, &queue, &hwm, &on_fatal, &metrics))?
         };
-        Ok(Self { queue, thread: Mutex::new(Some(thread)), on_fatal, metrics })
+        Ok(Self {
+            queue,
+            thread: Mutex::new(Some(thread)),
+            on_fatal,
+            metrics,
+        })
     }
 
     /// Queues a callback for a write that is in the WAL buffer already.
@@ -142,7 +166,13 @@ fn poison(queue: &Mutex<Queue>, e: &StoreError, on_fatal: &OnFatal) {
     }
 }
 
-fn run(db: &DB, queue: &(Mutex<Queue>, Condvar), hwm: &Mutex<HighWater>, on_fatal: &OnFatal, metrics: &SyncMetrics) {
+fn run(
+    db: &DB,
+    queue: &(Mutex<Queue>, Condvar),
+    hwm: &Mutex<HighWater>,
+    on_fatal: &OnFatal,
+    metrics: &SyncMetrics,
+) {
     let (lock, wake) = queue;
     loop {
         let (items, closed) = {
@@ -167,7 +197,9 @@ fn run(db: &DB, queue: &(Mutex<Queue>, Condvar), hwm: &Mutex<HighWater>, on_fata
                 metrics.seconds.observe(started.elapsed().as_secs_f64());
                 metrics.syncs.inc();
                 metrics.writes.inc_by(items.len() as u64);
-                hwm.lock().expect("no panic while held").note(items.iter().map(|i| (i.group, i.wrote)));
+                hwm.lock()
+                    .expect("no panic while held")
+                    .note(items.iter().map(|i| (i.group, i.wrote)));
             }
             Err(e) => poison(lock, e, on_fatal),
         }

@@ -26,7 +26,11 @@ impl Applied {
         let mut out = Vec::new();
         for p in [self.last, self.membership_at] {
             out.push(u8::from(p.is_some()));
-            out.extend_from_slice(&encode_position(p.unwrap_or(LogPosition { term: 0, node: 0, index: 0 })));
+            out.extend_from_slice(&encode_position(p.unwrap_or(LogPosition {
+                term: 0,
+                node: 0,
+                index: 0,
+            })));
         }
         put_bytes(&mut out, &self.membership);
         out
@@ -39,7 +43,11 @@ impl Applied {
             let p = read_position(&mut f)?;
             Ok(some.then_some(p))
         };
-        Ok(Self { last: position()?, membership_at: position()?, membership: f.bytes()? })
+        Ok(Self {
+            last: position()?,
+            membership_at: position()?,
+            membership: f.bytes()?,
+        })
     }
 }
 
@@ -50,11 +58,20 @@ pub struct Reader {
 }
 
 fn table_error(table: Table, e: StoreError) -> TableError {
-    TableError { table, reason: e.to_string() }
+    TableError {
+        table,
+        reason: e.to_string(),
+    }
 }
 
 impl Reader {
-    fn rows(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+    fn rows(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let core = &self.group.core;
         let from = sm_key(self.group.id(), table as u8, start);
         let upper = if end.is_empty() {
@@ -64,7 +81,11 @@ impl Reader {
         };
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(upper);
-        let rows = core.db.iterator_cf_opt(core.cf(SM), options, IteratorMode::From(&from, Direction::Forward));
+        let rows = core.db.iterator_cf_opt(
+            core.cf(SM),
+            options,
+            IteratorMode::From(&from, Direction::Forward),
+        );
         let mut out = Vec::new();
         for row in rows.take(limit) {
             let (key, value) = row?;
@@ -78,11 +99,21 @@ impl Reader {
 impl ReadTables for Reader {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let key = sm_key(self.group.id(), table as u8, key);
-        self.group.core.get(SM, &key).map_err(|e| table_error(table, e))
+        self.group
+            .core
+            .get(SM, &key)
+            .map_err(|e| table_error(table, e))
     }
 
-    fn scan(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, TableError> {
-        self.rows(table, start, end, limit).map_err(|e| table_error(table, e))
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, TableError> {
+        self.rows(table, start, end, limit)
+            .map_err(|e| table_error(table, e))
     }
 }
 
@@ -97,7 +128,12 @@ pub struct ApplyTxn {
 
 impl ApplyTxn {
     pub(crate) fn new(group: GroupStore) -> Self {
-        Self { reader: group.reader(), overlay: BTreeMap::new(), released: Vec::new(), applied: None }
+        Self {
+            reader: group.reader(),
+            overlay: BTreeMap::new(),
+            released: Vec::new(),
+            applied: None,
+        }
     }
 
     /// The position that the changes lead to.
@@ -141,7 +177,13 @@ impl ReadTables for ApplyTxn {
         }
     }
 
-    fn scan(&self, table: Table, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, TableError> {
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, TableError> {
         let ours: Vec<(&Vec<u8>, &Option<Bytes>)> = self
             .overlay
             .range((table, start.to_vec())..)
@@ -149,7 +191,9 @@ impl ReadTables for ApplyTxn {
             .map(|((_, k), v)| (k, v))
             .collect();
         // Each of our rows hides or adds at most one.
-        let stored = self.reader.scan(table, start, end, limit.saturating_add(ours.len()))?;
+        let stored = self
+            .reader
+            .scan(table, start, end, limit.saturating_add(ours.len()))?;
         let mut rows: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
         for (k, v) in ours {
             match v {
@@ -163,7 +207,8 @@ impl ReadTables for ApplyTxn {
 
 impl WriteTables for ApplyTxn {
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.overlay.insert((table, key.to_vec()), Some(Bytes::copy_from_slice(value)));
+        self.overlay
+            .insert((table, key.to_vec()), Some(Bytes::copy_from_slice(value)));
     }
     fn delete(&mut self, table: Table, key: &[u8]) {
         self.overlay.insert((table, key.to_vec()), None);

@@ -17,7 +17,10 @@ pub struct FieldError {
 }
 
 fn err<T>(field: &str, reason: impl ToString) -> Result<T, FieldError> {
-    Err(FieldError { field: field.to_owned(), reason: reason.to_string() })
+    Err(FieldError {
+        field: field.to_owned(),
+        reason: reason.to_string(),
+    })
 }
 
 /// "Kind/name".
@@ -34,7 +37,12 @@ impl Document {
     /// Checks every field.
     pub fn from_wire(d: &v1::Document) -> Result<Self, FieldError> {
         match &d.kind {
-            None => return err("kind", "missing or unknown: Domain, Submitter or Destination"),
+            None => {
+                return err(
+                    "kind",
+                    "missing or unknown: Domain, Submitter or Destination",
+                );
+            }
             Some(Kind::Domain(x)) => domain(x)?,
             Some(Kind::Submitter(x)) => submitter(x)?,
             Some(Kind::Destination(x)) => destination(x)?,
@@ -51,7 +59,10 @@ impl Document {
 fn name_is_domain(field: &str, name: &str) -> Result<(), FieldError> {
     let parsed = DomainName::parse(name).or_else(|e| err(field, format!("{name:?}: {e}")))?;
     if parsed.as_str() != name {
-        return err(field, format!("{name:?}: write it as {:?}", parsed.as_str()));
+        return err(
+            field,
+            format!("{name:?}: write it as {:?}", parsed.as_str()),
+        );
     }
     Ok(())
 }
@@ -69,7 +80,10 @@ fn domain(x: &v1::DomainDocument) -> Result<(), FieldError> {
 fn route(r: &v1::Route) -> Result<(), FieldError> {
     let literal = r.host.parse::<std::net::IpAddr>().is_ok();
     if !literal && DomainName::parse(&r.host).is_err() {
-        return err("route.host", format!("{:?} is neither a host name nor an address", r.host));
+        return err(
+            "route.host",
+            format!("{:?} is neither a host name nor an address", r.host),
+        );
     }
     if r.port > u32::from(u16::MAX) {
         return err("route.port", format!("{} is above 65535", r.port));
@@ -93,10 +107,14 @@ fn submitter(x: &v1::SubmitterDocument) -> Result<(), FieldError> {
         let ok = s == "*"
             || match s.strip_prefix('@') {
                 Some(domain) => DomainName::parse(domain).is_ok(),
-                None => ReversePath::parse(s).is_ok_and(|p| p.mailbox().is_some_and(|m| m.domain().is_some())),
+                None => ReversePath::parse(s)
+                    .is_ok_and(|p| p.mailbox().is_some_and(|m| m.domain().is_some())),
             };
         if !ok {
-            return err("senders", format!("{s:?} is neither user@domain, @domain nor \"*\""));
+            return err(
+                "senders",
+                format!("{s:?} is neither user@domain, @domain nor \"*\""),
+            );
         }
     }
     Ok(())
@@ -134,7 +152,10 @@ fn tls(t: &v1::TlsRequirement) -> Result<(), FieldError> {
         return err("tls.pins", "fingerprint needs at least one pin");
     }
     if t.pins.iter().any(|p| p.len() != 32) {
-        return err("tls.pins", "a pin is the SHA-256 of the public key: 64 hexadecimal digits");
+        return err(
+            "tls.pins",
+            "a pin is the SHA-256 of the public key: 64 hexadecimal digits",
+        );
     }
     for n in &t.names {
         DomainName::parse(n).or_else(|e| err("tls.names", format!("{n:?}: {e}")))?;

@@ -22,7 +22,16 @@ pub struct RetrySchedule {
 impl Default for RetrySchedule {
     fn default() -> Self {
         Self {
-            delays_ms: vec![MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, HOUR, 2 * HOUR, 4 * HOUR],
+            delays_ms: vec![
+                MINUTE,
+                5 * MINUTE,
+                15 * MINUTE,
+                30 * MINUTE,
+                HOUR,
+                HOUR,
+                2 * HOUR,
+                4 * HOUR,
+            ],
             lifetime_ms: 5 * DAY,
             tls_lifetime_ms: DAY,
         }
@@ -40,7 +49,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 20, messages_per_connection: 100 }
+        Self {
+            connections: 20,
+            messages_per_connection: 100,
+        }
     }
 }
 
@@ -69,7 +81,10 @@ pub struct PolicySnapshot {
 impl PolicySnapshot {
     /// Validates the whole set.
     pub fn from_wire(set: &v1::PolicySet) -> Result<Self, FieldError> {
-        let mut out = Self { revision: set.revision, ..Self::default() };
+        let mut out = Self {
+            revision: set.revision,
+            ..Self::default()
+        };
         for d in &set.documents {
             Document::from_wire(d)?;
             match d.kind.clone() {
@@ -94,7 +109,9 @@ impl PolicySnapshot {
 
     /// Whether this recipient is taken on the MX listener.
     pub fn accepts(&self, mailbox: &Mailbox) -> bool {
-        let Some(d) = mailbox.domain().and_then(|d| self.domains.get(d.as_str())) else { return false };
+        let Some(d) = mailbox.domain().and_then(|d| self.domains.get(d.as_str())) else {
+            return false;
+        };
         let local = mailbox.local_part_unquoted();
         d.recipients.is_empty()
             || local.eq_ignore_ascii_case("postmaster")
@@ -108,12 +125,16 @@ impl PolicySnapshot {
 
     /// The password verifier of a submitter.
     pub fn verifier(&self, name: &str) -> Option<&str> {
-        self.submitters.get(name).map(|s| s.password_verifier.as_str())
+        self.submitters
+            .get(name)
+            .map(|s| s.password_verifier.as_str())
     }
 
     /// Whether the submitter may use this reverse-path. Everyone may use the null one (RFC 6409 section 3.2).
     pub fn may_send_as(&self, name: &str, path: &ReversePath) -> bool {
-        let Some(s) = self.submitters.get(name) else { return false };
+        let Some(s) = self.submitters.get(name) else {
+            return false;
+        };
         let Some(m) = path.mailbox() else { return true };
         let text = m.to_string();
         let domain = m.domain().map_or("", DomainName::as_str);
@@ -138,15 +159,22 @@ impl PolicySnapshot {
         let retry = chain.iter().find_map(|d| d.retry.as_ref()).map(|r| {
             let default = RetrySchedule::default();
             RetrySchedule {
-                delays_ms: if r.delays_ms.is_empty() { default.delays_ms } else { r.delays_ms.clone() },
+                delays_ms: if r.delays_ms.is_empty() {
+                    default.delays_ms
+                } else {
+                    r.delays_ms.clone()
+                },
                 lifetime_ms: r.lifetime_ms,
                 tls_lifetime_ms: r.tls_lifetime_ms,
             }
         });
-        let limits = chain.iter().find_map(|d| d.limits.as_ref()).map(|l| Limits {
-            connections: l.connections,
-            messages_per_connection: l.messages_per_connection,
-        });
+        let limits = chain
+            .iter()
+            .find_map(|d| d.limits.as_ref())
+            .map(|l| Limits {
+                connections: l.connections,
+                messages_per_connection: l.messages_per_connection,
+            });
         Destination {
             route: served.or_else(|| chain.iter().find_map(|d| d.route.clone())),
             tls: chain.iter().find_map(|d| d.tls.clone()).unwrap_or_default(),
@@ -163,8 +191,16 @@ mod tests {
     use crate::parse_yaml;
 
     fn snapshot(yaml: &str) -> PolicySnapshot {
-        let documents = parse_yaml(yaml, "t", &mut || [9; 16]).unwrap().into_iter().map(|d| d.wire().clone()).collect();
-        PolicySnapshot::from_wire(&v1::PolicySet { revision: 3, documents }).unwrap()
+        let documents = parse_yaml(yaml, "t", &mut || [9; 16])
+            .unwrap()
+            .into_iter()
+            .map(|d| d.wire().clone())
+            .collect();
+        PolicySnapshot::from_wire(&v1::PolicySet {
+            revision: 3,
+            documents,
+        })
+        .unwrap()
     }
 
     #[test]
@@ -175,7 +211,14 @@ mod tests {
              kind: Domain\nname: served.example\nrecipients: [bob]\nroute: {host: 127.0.0.1, port: 2600}\n",
         );
         let d = s.destination("mx.Big.example");
-        assert_eq!((d.route.unwrap().host.as_str(), d.limits.connections, d.tls.level), ("a.example", 3, 4));
+        assert_eq!(
+            (
+                d.route.unwrap().host.as_str(),
+                d.limits.connections,
+                d.tls.level
+            ),
+            ("a.example", 3, 4)
+        );
         assert_eq!(s.destination("served.example").route.unwrap().port, 2600);
         assert!(s.accepts(&Mailbox::parse("BOB@served.example").unwrap()));
         assert!(s.accepts(&Mailbox::parse("postmaster@served.example").unwrap()));
@@ -190,8 +233,17 @@ mod tests {
         let s = snapshot(&format!(
             "kind: Submitter\nname: a\npasswordVerifier: '{v}'\nsenders: ['@a.example', 'x@b.example']\n"
         ));
-        for (path, ok) in [("any@a.example", true), ("x@b.example", true), ("y@b.example", false), ("", true)] {
-            assert_eq!(s.may_send_as("a", &ReversePath::parse(path).unwrap()), ok, "{path}");
+        for (path, ok) in [
+            ("any@a.example", true),
+            ("x@b.example", true),
+            ("y@b.example", false),
+            ("", true),
+        ] {
+            assert_eq!(
+                s.may_send_as("a", &ReversePath::parse(path).unwrap()),
+                ok,
+                "{path}"
+            );
         }
         assert!(!s.may_send_as("nobody", &ReversePath::parse("").unwrap()));
     }

@@ -122,26 +122,53 @@ pub fn parse_yaml(
         };
         // "---" alone begins a document; what stands behind it on the line belongs to the separator.
         let body = part.strip_prefix("---").unwrap_or(part);
-        if body.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#')) {
+        if body
+            .lines()
+            .any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
+        {
             let yaml: Yaml = serde_saphyr::from_str(body).map_err(|e| {
-                at(e.location().map_or(1, |l| l.line()), "", e.without_snippet().to_string())
+                at(
+                    e.location().map_or(1, |l| l.line()),
+                    "",
+                    e.without_snippet().to_string(),
+                )
             })?;
             let label = yaml.label();
             let wire = yaml.into_wire(salt).map_err(|(field, reason)| {
-                at(line_of(body, &field), &format!("{label}: "), format!("{field}: {reason}"))
+                at(
+                    line_of(body, &field),
+                    &format!("{label}: "),
+                    format!("{field}: {reason}"),
+                )
             })?;
             let document = Document::from_wire(&wire).map_err(|e| {
-                at(line_of(body, &e.field), &format!("{label}: "), e.to_string())
+                at(
+                    line_of(body, &e.field),
+                    &format!("{label}: "),
+                    e.to_string(),
+                )
             })?;
-            if out.iter().any(|d| document_key(d.wire()) == document_key(&wire)) {
-                return Err(at(line_of(body, "name"), "", format!("{label} stands in this file twice")));
+            if out
+                .iter()
+                .any(|d| document_key(d.wire()) == document_key(&wire))
+            {
+                return Err(at(
+                    line_of(body, "name"),
+                    "",
+                    format!("{label} stands in this file twice"),
+                ));
             }
             out.push(document);
         }
         first_line += lines.max(1);
     }
     if out.is_empty() {
-        return Err(PolicyError { file: file.to_owned(), line: 1, document: String::new(), reason: "no document".into() });
+        return Err(PolicyError {
+            file: file.to_owned(),
+            line: 1,
+            document: String::new(),
+            reason: "no document".into(),
+        });
     }
     Ok(out)
 }
@@ -168,10 +195,18 @@ fn span(field: &str, s: &str) -> Result<u64, Wrong> {
         "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
-        _ => return wrong(field, format!("{s:?} is no length of time: write 30s, 5m, 1h or 5d")),
+        _ => {
+            return wrong(
+                field,
+                format!("{s:?} is no length of time: write 30s, 5m, 1h or 5d"),
+            );
+        }
     };
-    let n: u64 = n.parse().or_else(|_| wrong(field, format!("{s:?} is no length of time")))?;
-    n.checked_mul(factor).map_or_else(|| wrong(field, format!("{s:?} is too long")), Ok)
+    let n: u64 = n
+        .parse()
+        .or_else(|_| wrong(field, format!("{s:?} is no length of time")))?;
+    n.checked_mul(factor)
+        .map_or_else(|| wrong(field, format!("{s:?} is too long")), Ok)
 }
 
 impl Yaml {
@@ -185,27 +220,57 @@ impl Yaml {
 
     fn into_wire(self, salt: &mut dyn FnMut() -> [u8; 16]) -> Result<v1::Document, Wrong> {
         let kind = match self {
-            Yaml::Domain { name, recipients, route } => {
+            Yaml::Domain {
+                name,
+                recipients,
+                route,
+            } => {
                 let recipients = match recipients {
                     None => Vec::new(),
                     Some(Recipients::Any(a)) if a == "any" => Vec::new(),
-                    Some(Recipients::Any(a)) => return wrong("recipients", format!("{a:?}: write any or a list")),
+                    Some(Recipients::Any(a)) => {
+                        return wrong("recipients", format!("{a:?}: write any or a list"));
+                    }
                     Some(Recipients::These(l)) if l.is_empty() => {
-                        return wrong("recipients", "an empty list would accept nobody: leave it out for any");
+                        return wrong(
+                            "recipients",
+                            "an empty list would accept nobody: leave it out for any",
+                        );
                     }
                     Some(Recipients::These(l)) => l,
                 };
-                Kind::Domain(v1::DomainDocument { name, recipients, route: route.map(YamlRoute::into_wire) })
+                Kind::Domain(v1::DomainDocument {
+                    name,
+                    recipients,
+                    route: route.map(YamlRoute::into_wire),
+                })
             }
-            Yaml::Submitter { name, password, password_verifier, senders } => {
+            Yaml::Submitter {
+                name,
+                password,
+                password_verifier,
+                senders,
+            } => {
                 let password_verifier = match (password, password_verifier) {
-                    (Some(p), None) => hash_password(&p, &salt()).or_else(|e| wrong("password", e))?,
+                    (Some(p), None) => {
+                        hash_password(&p, &salt()).or_else(|e| wrong("password", e))?
+                    }
                     (None, Some(v)) => v,
                     _ => return wrong("password", "give either password or passwordVerifier"),
                 };
-                Kind::Submitter(v1::SubmitterDocument { name, password_verifier, senders })
+                Kind::Submitter(v1::SubmitterDocument {
+                    name,
+                    password_verifier,
+                    senders,
+                })
             }
-            Yaml::Destination { name, route, tls, retry, limits } => Kind::Destination(v1::DestinationDocument {
+            Yaml::Destination {
+                name,
+                route,
+                tls,
+                retry,
+                limits,
+            } => Kind::Destination(v1::DestinationDocument {
                 name,
                 route: route.map(YamlRoute::into_wire),
                 tls: tls.map(YamlTls::into_wire).transpose()?,
@@ -222,7 +287,11 @@ impl Yaml {
 
 impl YamlRoute {
     fn into_wire(self) -> v1::Route {
-        v1::Route { host: self.host, port: self.port, implicit_tls: self.implicit_tls }
+        v1::Route {
+            host: self.host,
+            port: self.port,
+            implicit_tls: self.implicit_tls,
+        }
     }
 }
 
@@ -233,38 +302,67 @@ impl YamlTls {
             None if matches!(self.level.as_str(), "none" | "may") => {
                 return wrong(
                     "tls.level",
-                    format!("{:?}: plaintext has no spelling here; encrypt, the default, is the least", self.level),
+                    format!(
+                        "{:?}: plaintext has no spelling here; encrypt, the default, is the least",
+                        self.level
+                    ),
                 );
             }
             None => {
                 let names = LEVELS.map(|(n, _)| n).join(", ");
-                return wrong("tls.level", format!("{:?} is unknown; one of {names}", self.level));
+                return wrong(
+                    "tls.level",
+                    format!("{:?} is unknown; one of {names}", self.level),
+                );
             }
         };
         let mut pins = Vec::new();
         for p in self.pins {
             let clean = p.replace(':', "").to_ascii_lowercase();
             let pin = data_encoding::HEXLOWER.decode(clean.as_bytes());
-            pins.push(pin.or_else(|e| wrong("tls.pins", format!("{p:?}: {e}")))?.into());
+            pins.push(
+                pin.or_else(|e| wrong("tls.pins", format!("{p:?}: {e}")))?
+                    .into(),
+            );
         }
-        Ok(v1::TlsRequirement { level: level.into(), names: self.names, roots_pem: self.roots_pem, pins })
+        Ok(v1::TlsRequirement {
+            level: level.into(),
+            names: self.names,
+            roots_pem: self.roots_pem,
+            pins,
+        })
     }
 }
 
 impl YamlRetry {
     fn into_wire(self) -> Result<v1::RetrySchedule, Wrong> {
         let default = crate::RetrySchedule::default();
-        let delays_ms = self.delays.iter().map(|d| span("retry.delays", d)).collect::<Result<_, _>>()?;
-        let lifetime_ms =
-            self.lifetime.map_or(Ok(default.lifetime_ms), |l| span("retry.lifetime", &l))?;
-        let tls_lifetime_ms =
-            self.tls_lifetime.map_or(Ok(default.tls_lifetime_ms), |l| span("retry.tlsLifetime", &l))?;
-        Ok(v1::RetrySchedule { delays_ms, lifetime_ms, tls_lifetime_ms })
+        let delays_ms = self
+            .delays
+            .iter()
+            .map(|d| span("retry.delays", d))
+            .collect::<Result<_, _>>()?;
+        let lifetime_ms = self
+            .lifetime
+            .map_or(Ok(default.lifetime_ms), |l| span("retry.lifetime", &l))?;
+        let tls_lifetime_ms = self.tls_lifetime.map_or(Ok(default.tls_lifetime_ms), |l| {
+            span("retry.tlsLifetime", &l)
+        })?;
+        Ok(v1::RetrySchedule {
+            delays_ms,
+            lifetime_ms,
+            tls_lifetime_ms,
+        })
     }
 }
 
 fn ms(n: u64) -> String {
-    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
+    for (unit, size) in [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+    ] {
         if n % size == 0 {
             return format!("{}{unit}", n / size);
         }
@@ -274,7 +372,11 @@ fn ms(n: u64) -> String {
 
 /// The documents as YAML that [`parse_yaml`] reads back to the same.
 pub fn to_yaml(documents: &[v1::Document]) -> String {
-    let route = |r: &v1::Route| YamlRoute { host: r.host.clone(), port: r.port, implicit_tls: r.implicit_tls };
+    let route = |r: &v1::Route| YamlRoute {
+        host: r.host.clone(),
+        port: r.port,
+        implicit_tls: r.implicit_tls,
+    };
     let parts: Vec<String> = documents
         .iter()
         .filter_map(|d| {
@@ -298,10 +400,18 @@ pub fn to_yaml(documents: &[v1::Document]) -> String {
                     name: x.name.clone(),
                     route: x.route.as_ref().map(route),
                     tls: x.tls.as_ref().map(|t| YamlTls {
-                        level: LEVELS.iter().find(|(_, l)| *l == t.level()).map_or("encrypt", |(n, _)| n).to_owned(),
+                        level: LEVELS
+                            .iter()
+                            .find(|(_, l)| *l == t.level())
+                            .map_or("encrypt", |(n, _)| n)
+                            .to_owned(),
                         names: t.names.clone(),
                         roots_pem: t.roots_pem.clone(),
-                        pins: t.pins.iter().map(|p| data_encoding::HEXLOWER.encode(p)).collect(),
+                        pins: t
+                            .pins
+                            .iter()
+                            .map(|p| data_encoding::HEXLOWER.encode(p))
+                            .collect(),
                     }),
                     retry: x.retry.as_ref().map(|r| YamlRetry {
                         delays: r.delays_ms.iter().map(|d| ms(*d)).collect(),
@@ -339,21 +449,41 @@ mod tests {
              retry: {{ delays: [1m, 90s], lifetime: 5d }}\nlimits: {{ connections: 2 }}\n",
             "ab".repeat(32)
         );
-        let once: Vec<_> = parse_yaml(&text, "a", &mut salt).unwrap().iter().map(|d| d.wire().clone()).collect();
+        let once: Vec<_> = parse_yaml(&text, "a", &mut salt)
+            .unwrap()
+            .iter()
+            .map(|d| d.wire().clone())
+            .collect();
         assert_eq!(once.len(), 3);
-        let twice: Vec<_> = parse_yaml(&to_yaml(&once), "b", &mut salt).unwrap().iter().map(|d| d.wire().clone()).collect();
+        let twice: Vec<_> = parse_yaml(&to_yaml(&once), "b", &mut salt)
+            .unwrap()
+            .iter()
+            .map(|d| d.wire().clone())
+            .collect();
         assert_eq!(once, twice);
     }
 
     #[test]
     fn errors_name_file_line_and_field() {
         for (text, expected) in [
-            ("kind: Domain\nname: a.example\n---\nkind: Destination\nname: '*'\ntls:\n  level: may\n", "p:7: Destination \"*\": tls.level: \"may\": plaintext"),
+            (
+                "kind: Domain\nname: a.example\n---\nkind: Destination\nname: '*'\ntls:\n  level: may\n",
+                "p:7: Destination \"*\": tls.level: \"may\": plaintext",
+            ),
             ("kind: Domain\nname: a..b\n", "p:2: Domain \"a..b\": name:"),
             ("kind: Domain\nname: a.example\ncolour: red\n", "p:"),
-            ("kind: Submitter\nname: a\nsenders: ['*']\n", "Submitter \"a\": password:"),
-            ("kind: Destination\nname: '*'\nretry: { delays: [soon] }\n", "p:3: Destination \"*\": retry.delays: \"soon\""),
-            ("kind: Domain\nname: a.example\n---\nkind: Domain\nname: a.example\n", "twice"),
+            (
+                "kind: Submitter\nname: a\nsenders: ['*']\n",
+                "Submitter \"a\": password:",
+            ),
+            (
+                "kind: Destination\nname: '*'\nretry: { delays: [soon] }\n",
+                "p:3: Destination \"*\": retry.delays: \"soon\"",
+            ),
+            (
+                "kind: Domain\nname: a.example\n---\nkind: Domain\nname: a.example\n",
+                "twice",
+            ),
             ("", "no document"),
         ] {
             let e = parse_yaml(text, "p", &mut salt).unwrap_err().to_string();

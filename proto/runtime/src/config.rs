@@ -23,7 +23,12 @@ fn location(file: &Option<String>, line: &Option<u64>) -> String {
 impl ConfigError {
     /// A well-formed file with a wrong value in `field` (as spelt in the file).
     pub fn field(field: &str, reason: impl ToString) -> Self {
-        Self { file: None, line: None, field: format!("{field}: "), reason: reason.to_string() }
+        Self {
+            file: None,
+            line: None,
+            field: format!("{field}: "),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -53,9 +58,23 @@ fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, Co
         reason: e.without_snippet().to_string(),
     })?;
     value.validate().map_err(|e| {
-        let name = e.field.trim_end_matches(": ").rsplit('.').next().unwrap_or_default().to_owned();
-        let line = text.lines().position(|l| l.trim_start().trim_start_matches("- ").starts_with(&format!("{name}:")));
-        ConfigError { file: Some(file.to_owned()), line: line.map(|n| n as u64 + 1), ..e }
+        let name = e
+            .field
+            .trim_end_matches(": ")
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let line = text.lines().position(|l| {
+            l.trim_start()
+                .trim_start_matches("- ")
+                .starts_with(&format!("{name}:"))
+        });
+        ConfigError {
+            file: Some(file.to_owned()),
+            line: line.map(|n| n as u64 + 1),
+            ..e
+        }
     })?;
     Ok(value)
 }
@@ -75,10 +94,19 @@ impl FromStr for ByteSize {
             "KiB" => 1 << 10,
             "MiB" => 1 << 20,
             "GiB" => 1 << 30,
-            _ => return Err(format!("{s:?} is no size: write 1024, 64KiB, 256MiB or 1GiB")),
+            _ => {
+                return Err(format!(
+                    "{s:?} is no size: write 1024, 64KiB, 256MiB or 1GiB"
+                ));
+            }
         };
-        let number: u64 = number.parse().map_err(|_| format!("{s:?} is no size: write 64KiB or 256MiB"))?;
-        number.checked_mul(factor).map(Self).ok_or_else(|| format!("{s:?} is too large"))
+        let number: u64 = number
+            .parse()
+            .map_err(|_| format!("{s:?} is no size: write 64KiB or 256MiB"))?;
+        number
+            .checked_mul(factor)
+            .map(Self)
+            .ok_or_else(|| format!("{s:?} is too large"))
     }
 }
 
@@ -98,10 +126,19 @@ impl FromStr for ConfigSpan {
             "m" => 60_000,
             "h" => 3_600_000,
             "d" => 86_400_000,
-            _ => return Err(format!("{s:?} is no length of time: write 500ms, 30s, 5m, 1h or 5d")),
+            _ => {
+                return Err(format!(
+                    "{s:?} is no length of time: write 500ms, 30s, 5m, 1h or 5d"
+                ));
+            }
         };
-        let number: u64 = number.parse().map_err(|_| format!("{s:?} is no length of time: write 30s or 5m"))?;
-        number.checked_mul(factor).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(|| format!("{s:?} is too long"))
+        let number: u64 = number
+            .parse()
+            .map_err(|_| format!("{s:?} is no length of time: write 30s or 5m"))?;
+        number
+            .checked_mul(factor)
+            .map(|ms| Self(Duration::from_millis(ms)))
+            .ok_or_else(|| format!("{s:?} is too long"))
     }
 }
 
@@ -109,7 +146,9 @@ macro_rules! from_text {
     ($t:ty) => {
         impl<'de> Deserialize<'de> for $t {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+                String::deserialize(d)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
             }
         }
     };
@@ -131,14 +170,21 @@ mod tests {
     }
     impl Validate for Example {
         fn validate(&self) -> Result<(), ConfigError> {
-            if self.lease.0.is_zero() { Err(ConfigError::field("lease", "must not be 0")) } else { Ok(()) }
+            if self.lease.0.is_zero() {
+                Err(ConfigError::field("lease", "must not be 0"))
+            } else {
+                Ok(())
+            }
         }
     }
 
     #[test]
     fn sizes_and_spans_have_units() {
         assert_eq!("256MiB".parse(), Ok(ByteSize(256 << 20)));
-        assert_eq!("5d".parse(), Ok(ConfigSpan(Duration::from_secs(5 * 86_400))));
+        assert_eq!(
+            "5d".parse(),
+            Ok(ConfigSpan(Duration::from_secs(5 * 86_400)))
+        );
         for bad in ["", "MiB", "1MB", "-1s", "99999999999999999999GiB"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
             assert!(bad.parse::<ConfigSpan>().is_err(), "{bad}");
@@ -147,11 +193,20 @@ mod tests {
 
     #[test]
     fn errors_name_field_and_line() {
-        let e = parse::<Example>("bodyBudget: 1MiB\nlease: 0s\n", "f.yaml").unwrap_err().to_string();
-        assert_eq!(e, "configuration error in f.yaml line 2: lease: must not be 0");
-        let e = parse::<Example>("bodyBudget: 1MiB\nlese: 3s\n", "f.yaml").unwrap_err().to_string();
+        let e = parse::<Example>("bodyBudget: 1MiB\nlease: 0s\n", "f.yaml")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            e,
+            "configuration error in f.yaml line 2: lease: must not be 0"
+        );
+        let e = parse::<Example>("bodyBudget: 1MiB\nlese: 3s\n", "f.yaml")
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("line 2") && e.contains("lese"), "{e}");
-        let e = parse::<Example>("bodyBudget: much\nlease: 3s\n", "f.yaml").unwrap_err().to_string();
+        let e = parse::<Example>("bodyBudget: much\nlease: 3s\n", "f.yaml")
+            .unwrap_err()
+            .to_string();
         assert!(e.contains("line 1") && e.contains("much"), "{e}");
     }
 }

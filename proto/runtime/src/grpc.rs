@@ -50,13 +50,21 @@ impl Connected for Peer {
 }
 
 impl AsyncRead for Peer {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Peer {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
@@ -93,15 +101,24 @@ pub async fn serve(
     }
 }
 
-fn futures(rx: mpsc::Receiver<io::Result<Peer>>) -> impl tokio_stream::Stream<Item = io::Result<Peer>> {
+fn futures(
+    rx: mpsc::Receiver<io::Result<Peer>>,
+) -> impl tokio_stream::Stream<Item = io::Result<Peer>> {
     tokio_stream::wrappers::ReceiverStream::new(rx)
 }
 
-async fn accept(listener: TcpListener, identity: Identity, tx: mpsc::Sender<io::Result<Peer>>, stop: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    identity: Identity,
+    tx: mpsc::Sender<io::Result<Peer>>,
+    stop: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
     let acceptor = TlsAcceptor::from(identity.server_config());
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             a = listener.accept() => a,
             // The server drains by itself; new connections are not taken.
@@ -115,7 +132,11 @@ async fn accept(listener: TcpListener, identity: Identity, tx: mpsc::Sender<io::
                 continue;
             }
         };
-        let (acceptor, tx, cluster) = (acceptor.clone(), tx.clone(), identity.workload().cluster.clone());
+        let (acceptor, tx, cluster) = (
+            acceptor.clone(),
+            tx.clone(),
+            identity.workload().cluster.clone(),
+        );
         tokio::spawn(async move {
             let _slot = slot;
             let _ = tcp.set_nodelay(true);
@@ -129,8 +150,12 @@ async fn accept(listener: TcpListener, identity: Identity, tx: mpsc::Sender<io::
                 Some(Ok(workload)) if workload.cluster == cluster => {
                     let _ = tx.send(Ok(Peer { stream, workload })).await;
                 }
-                Some(Ok(workload)) => tracing::info!(%from, %workload, "gRPC peer of another cluster refused"),
-                Some(Err(e)) => tracing::info!(%from, error = %e, "gRPC peer without workload identity refused"),
+                Some(Ok(workload)) => {
+                    tracing::info!(%from, %workload, "gRPC peer of another cluster refused")
+                }
+                Some(Err(e)) => {
+                    tracing::info!(%from, error = %e, "gRPC peer without workload identity refused")
+                }
                 None => tracing::info!(%from, "gRPC peer without certificate refused"),
             }
         });
@@ -145,7 +170,10 @@ struct AuthorizeLayer {
 impl<S> Layer<S> for AuthorizeLayer {
     type Service = Authorize<S>;
     fn layer(&self, inner: S) -> Authorize<S> {
-        Authorize { inner, table: self.table }
+        Authorize {
+            inner,
+            table: self.table,
+        }
     }
 }
 
@@ -158,7 +186,9 @@ struct Authorize<S> {
 /// Default deny.
 fn permitted(table: AccessTable, path: &str, role: Role) -> bool {
     path.starts_with("/grpc.health.v1.Health/")
-        || table.iter().any(|(p, roles)| *p == path && roles.contains(&role))
+        || table
+            .iter()
+            .any(|(p, roles)| *p == path && roles.contains(&role))
 }
 
 impl<S, B> Service<http::Request<B>> for Authorize<S>
@@ -181,7 +211,10 @@ where
             None => Some(Status::unauthenticated("no workload identity")),
             Some(w) if !permitted(self.table, path, w.role) => {
                 tracing::info!(peer = %w, %path, "call refused: role");
-                Some(Status::permission_denied(format!("role {} may not call {path}", w.role.as_str())))
+                Some(Status::permission_denied(format!(
+                    "role {} may not call {path}",
+                    w.role.as_str()
+                )))
             }
             Some(_) => None,
         };
@@ -209,17 +242,29 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
         let (connector, cluster) = (connector.clone(), cluster.clone());
         async move {
             let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-            let tcp = timeout(CONNECT, TcpStream::connect(&authority)).await.map_err(|_| {
-                io::Error::new(io::ErrorKind::TimedOut, format!("{authority}: no connection within {CONNECT:?}"))
-            })??;
+            let tcp = timeout(CONNECT, TcpStream::connect(&authority))
+                .await
+                .map_err(|_| {
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("{authority}: no connection within {CONNECT:?}"),
+                    )
+                })??;
             tcp.set_nodelay(true)?;
             let name = ServerName::try_from(CONTROL_SERVER_NAME).expect("a constant DNS name");
-            let tls = timeout(HANDSHAKE, connector.connect(name, tcp)).await.map_err(|_| {
-                io::Error::new(io::ErrorKind::TimedOut, format!("{authority}: TLS handshake too slow"))
-            })??;
+            let tls = timeout(HANDSHAKE, connector.connect(name, tcp))
+                .await
+                .map_err(|_| {
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("{authority}: TLS handshake too slow"),
+                    )
+                })??;
             let peer = tls.get_ref().1.peer_certificates().map(peer_identity);
             match peer {
-                Some(Ok(w)) if w.cluster == cluster && w.role == Role::Control => Ok(TokioIo::new(tls)),
+                Some(Ok(w)) if w.cluster == cluster && w.role == Role::Control => {
+                    Ok(TokioIo::new(tls))
+                }
                 _ => Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
                     format!("{authority} is no control-plane node of this cluster"),

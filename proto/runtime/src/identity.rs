@@ -29,7 +29,13 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Role; 5] = [Role::Relay, Role::Control, Role::Operator, Role::Admin, Role::Viewer];
+    pub const ALL: [Role; 5] = [
+        Role::Relay,
+        Role::Control,
+        Role::Operator,
+        Role::Admin,
+        Role::Viewer,
+    ];
     /// As in the certificate.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -45,7 +51,10 @@ impl Role {
 impl FromStr for Role {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|r| r.as_str() == s).ok_or_else(|| format!("unknown role {s:?}"))
+        Self::ALL
+            .into_iter()
+            .find(|r| r.as_str() == s)
+            .ok_or_else(|| format!("unknown role {s:?}"))
     }
 }
 
@@ -62,7 +71,13 @@ pub struct WorkloadId {
 
 impl fmt::Display for WorkloadId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/{}/{}", self.cluster, self.role.as_str(), self.name)
+        write!(
+            f,
+            "spiffe://{}/{}/{}",
+            self.cluster,
+            self.role.as_str(),
+            self.name
+        )
     }
 }
 
@@ -71,13 +86,19 @@ impl FromStr for WorkloadId {
     fn from_str(s: &str) -> Result<Self, String> {
         let rest = s.strip_prefix("spiffe://").ok_or("not a spiffe:// URI")?;
         let mut parts = rest.split('/');
-        let (Some(cluster), Some(role), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(cluster), Some(role), Some(name), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err("not spiffe://<cluster>/<role>/<name>".into());
         };
         if cluster.is_empty() || name.is_empty() {
             return Err("empty cluster or name".into());
         }
-        Ok(Self { cluster: cluster.to_owned(), role: role.parse()?, name: name.to_owned() })
+        Ok(Self {
+            cluster: cluster.to_owned(),
+            role: role.parse()?,
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -96,12 +117,17 @@ pub struct IdentityConfig {
 impl IdentityConfig {
     /// The files exist and fit together.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (field, path) in
-            [("identity.certificate", &self.certificate), ("identity.key", &self.key), ("identity.ca", &self.ca)]
-        {
-            std::fs::File::open(path).map_err(|e| ConfigError::field(field, format!("{}: {e}", path.display())))?;
+        for (field, path) in [
+            ("identity.certificate", &self.certificate),
+            ("identity.key", &self.key),
+            ("identity.ca", &self.ca),
+        ] {
+            std::fs::File::open(path)
+                .map_err(|e| ConfigError::field(field, format!("{}: {e}", path.display())))?;
         }
-        Identity::load(self).map(drop).map_err(|e| ConfigError::field("identity.certificate", format!("{e:#}")))
+        Identity::load(self)
+            .map(drop)
+            .map_err(|e| ConfigError::field("identity.certificate", format!("{e:#}")))
     }
 }
 
@@ -149,7 +175,8 @@ impl Identity {
         }
         let roots = Arc::new(roots);
         let versions = [&rustls::version::TLS13];
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build()?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build()?;
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&versions)?
             .with_client_cert_verifier(verifier)
@@ -160,7 +187,11 @@ impl Identity {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, private_key(&config.key)?)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { workload, server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self {
+            workload,
+            server: Arc::new(server),
+            client: Arc::new(client),
+        })
     }
 
     /// Who this process is.
@@ -179,9 +210,14 @@ impl Identity {
 
 /// The workload named in the URI SAN of an end-entity certificate.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> anyhow::Result<WorkloadId> {
-    let leaf = chain.first().ok_or_else(|| anyhow::anyhow!("no certificate"))?;
-    let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| anyhow::anyhow!("certificate: {e}"))?;
-    let san = cert.subject_alternative_name()?.ok_or_else(|| anyhow::anyhow!("certificate without names"))?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| anyhow::anyhow!("no certificate"))?;
+    let (_, cert) =
+        X509Certificate::from_der(leaf).map_err(|e| anyhow::anyhow!("certificate: {e}"))?;
+    let san = cert
+        .subject_alternative_name()?
+        .ok_or_else(|| anyhow::anyhow!("certificate without names"))?;
     san.value
         .general_names
         .iter()

@@ -7,8 +7,13 @@ pub fn token() -> CancellationToken {
     let token = CancellationToken::new();
     let fired = token.clone();
     tokio::spawn(async move {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            return tracing::error!("signals cannot be caught: stop this process with SIGKILL only");
+        let (Ok(mut term), Ok(mut int)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
+            return tracing::error!(
+                "signals cannot be caught: stop this process with SIGKILL only"
+            );
         };
         tokio::select! {
             _ = term.recv() => {}

@@ -12,7 +12,9 @@ use serde::Deserialize;
 use std::time::Duration;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::{EnvFilter, Layer, filter::FilterFn, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::FilterFn, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 const EXPORT: Duration = Duration::from_secs(2);
 
@@ -53,8 +55,17 @@ impl TelemetryGuard {
 }
 
 /// Starts logs and spans. Needs a running tokio runtime if there is a collector.
-pub fn init(service: &str, instance: &str, config: &TelemetryConfig) -> anyhow::Result<TelemetryGuard> {
-    let filter = EnvFilter::try_new(config.log_filter.as_deref().unwrap_or("info,openraft=warn,opentelemetry=off"))?;
+pub fn init(
+    service: &str,
+    instance: &str,
+    config: &TelemetryConfig,
+) -> anyhow::Result<TelemetryGuard> {
+    let filter = EnvFilter::try_new(
+        config
+            .log_filter
+            .as_deref()
+            .unwrap_or("info,openraft=error,opentelemetry=off"),
+    )?;
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = match config.log_format {
         LogFormat::Text => log.with_ansi(false).boxed(),
@@ -63,12 +74,21 @@ pub fn init(service: &str, instance: &str, config: &TelemetryConfig) -> anyhow::
     let provider = match &config.otlp_endpoint {
         None => None,
         Some(endpoint) => {
-            let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT).build()?;
+            let exporter = SpanExporter::builder()
+                .with_tonic()
+                .with_endpoint(endpoint)
+                .with_timeout(EXPORT)
+                .build()?;
             let resource = Resource::builder()
                 .with_service_name(service.to_owned())
                 .with_attribute(KeyValue::new("service.instance.id", instance.to_owned()))
                 .build();
-            Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+            Some(
+                SdkTracerProvider::builder()
+                    .with_batch_exporter(exporter)
+                    .with_resource(resource)
+                    .build(),
+            )
         }
     };
     let spans = provider.as_ref().map(|p| {
@@ -76,11 +96,18 @@ pub fn init(service: &str, instance: &str, config: &TelemetryConfig) -> anyhow::
         let ours = FilterFn::new(|m| {
             m.is_span()
                 && *m.level() <= tracing::Level::INFO
-                && ["sealane", "control_plane", "relay_node"].iter().any(|t| m.target().starts_with(t))
+                && ["sealane", "control_plane", "relay_node"]
+                    .iter()
+                    .any(|t| m.target().starts_with(t))
         });
-        tracing_opentelemetry::layer().with_tracer(p.tracer("sealane")).with_filter(ours)
+        tracing_opentelemetry::layer()
+            .with_tracer(p.tracer("sealane"))
+            .with_filter(ours)
     });
-    tracing_subscriber::registry().with(spans).with(log.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry()
+        .with(spans)
+        .with(log.with_filter(filter))
+        .try_init()?;
     Ok(TelemetryGuard(provider))
 }
 
@@ -125,6 +152,7 @@ pub fn set_parent(span: &Span, parent: &TraceContext) {
     if parent.traceparent.is_empty() {
         return;
     }
-    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(parent.clone()));
+    let context = TraceContextPropagator::new()
+        .extract_with_context(&Context::new(), &Carrier(parent.clone()));
     let _ = span.set_parent(context);
 }

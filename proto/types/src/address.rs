@@ -16,10 +16,16 @@ impl DomainName {
     pub fn parse(s: &str) -> Result<Self, AddressError> {
         if let Some(inner) = s.strip_prefix('[').and_then(|s| s.strip_suffix(']')) {
             let ok = match inner.get(..5) {
-                Some(p) if p.eq_ignore_ascii_case("ipv6:") => inner[5..].parse::<std::net::Ipv6Addr>().is_ok(),
+                Some(p) if p.eq_ignore_ascii_case("ipv6:") => {
+                    inner[5..].parse::<std::net::Ipv6Addr>().is_ok()
+                }
                 _ => inner.parse::<std::net::Ipv4Addr>().is_ok(),
             };
-            return if ok { Ok(Self(s.to_ascii_lowercase())) } else { Err(AddressError("bad address literal")) };
+            return if ok {
+                Ok(Self(s.to_ascii_lowercase()))
+            } else {
+                Err(AddressError("bad address literal"))
+            };
         }
         let s = s.strip_suffix('.').unwrap_or(s);
         if s.is_empty() || s.len() > 253 {
@@ -30,7 +36,12 @@ impl DomainName {
             if b.is_empty() || b.len() > 63 {
                 return Err(AddressError("bad domain label length"));
             }
-            if !b.iter().all(|c| c.is_ascii_alphanumeric() || *c == b'-' || *c == b'_') || b[0] == b'-' || b[b.len() - 1] == b'-' {
+            if !b
+                .iter()
+                .all(|c| c.is_ascii_alphanumeric() || *c == b'-' || *c == b'_')
+                || b[0] == b'-'
+                || b[b.len() - 1] == b'-'
+            {
                 return Err(AddressError("bad character in domain"));
             }
         }
@@ -74,12 +85,19 @@ impl Mailbox {
             return Err(AddressError("address too long"));
         }
         if s.eq_ignore_ascii_case("postmaster") {
-            return Ok(Self { local: s.to_owned(), domain: None });
+            return Ok(Self {
+                local: s.to_owned(),
+                domain: None,
+            });
         }
         if s.starts_with('@') {
             return Err(AddressError("source routes are not accepted"));
         }
-        let at = if s.starts_with('"') { quoted_end(s)? } else { s.find('@').ok_or(AddressError("no domain"))? };
+        let at = if s.starts_with('"') {
+            quoted_end(s)?
+        } else {
+            s.find('@').ok_or(AddressError("no domain"))?
+        };
         let (local, rest) = s.split_at(at);
         let domain = rest.strip_prefix('@').ok_or(AddressError("no domain"))?;
         if local.is_empty() || local.len() > 64 {
@@ -91,7 +109,10 @@ impl Mailbox {
                 return Err(AddressError("bad character in local part"));
             }
         }
-        Ok(Self { local: local.to_owned(), domain: Some(DomainName::parse(domain)?) })
+        Ok(Self {
+            local: local.to_owned(),
+            domain: Some(DomainName::parse(domain)?),
+        })
     }
     /// As given, quotes included.
     pub fn local_part(&self) -> &str {
@@ -99,13 +120,21 @@ impl Mailbox {
     }
     /// The local part with quotes and backslashes undone, for comparison.
     pub fn local_part_unquoted(&self) -> String {
-        match self.local.strip_prefix('"').and_then(|s| s.strip_suffix('"')) {
+        match self
+            .local
+            .strip_prefix('"')
+            .and_then(|s| s.strip_suffix('"'))
+        {
             None => self.local.clone(),
             Some(inner) => {
                 let mut out = String::new();
                 let mut chars = inner.chars();
                 while let Some(c) = chars.next() {
-                    out.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
+                    out.push(if c == '\\' {
+                        chars.next().unwrap_or('\\')
+                    } else {
+                        c
+                    });
                 }
                 out
             }
@@ -153,7 +182,11 @@ pub struct ReversePath(Option<Mailbox>);
 impl ReversePath {
     /// The inside of `<...>`; empty is the null reverse-path.
     pub fn parse(s: &str) -> Result<Self, AddressError> {
-        if s.is_empty() { Ok(Self(None)) } else { Mailbox::parse(s).map(|m| Self(Some(m))) }
+        if s.is_empty() {
+            Ok(Self(None))
+        } else {
+            Mailbox::parse(s).map(|m| Self(Some(m)))
+        }
     }
     /// `None` for `<>`.
     pub fn mailbox(&self) -> Option<&Mailbox> {
@@ -188,15 +221,37 @@ mod tests {
             assert_eq!(m.local_part(), local);
             assert_eq!(m.domain().map(DomainName::as_str), Some(domain));
         }
-        assert!(Mailbox::parse("Postmaster").expect("RFC 5321 section 4.5.1").domain().is_none());
+        assert!(
+            Mailbox::parse("Postmaster")
+                .expect("RFC 5321 section 4.5.1")
+                .domain()
+                .is_none()
+        );
     }
 
     #[test]
     fn bad_mailboxes_are_refused() {
         for text in [
-            "", "a", "@b", "a@", "a b@c.example", "a..b@c.example", ".a@c.example", "a.@c.example", "@x:a@b.example",
-            "a@b@c.example", "\"\"@d.example", "\"a@d.example", "\"a\"b@d.example", "a@-b.example", "a@b..example",
-            "a@[1.2.3]", "a\r@b.example", "ü@b.example", "a@b.exa mple", "a@b.example\0",
+            "",
+            "a",
+            "@b",
+            "a@",
+            "a b@c.example",
+            "a..b@c.example",
+            ".a@c.example",
+            "a.@c.example",
+            "@x:a@b.example",
+            "a@b@c.example",
+            "\"\"@d.example",
+            "\"a@d.example",
+            "\"a\"b@d.example",
+            "a@-b.example",
+            "a@b..example",
+            "a@[1.2.3]",
+            "a\r@b.example",
+            "ü@b.example",
+            "a@b.exa mple",
+            "a@b.example\0",
         ] {
             assert!(Mailbox::parse(text).is_err(), "{text:?}");
         }

@@ -112,7 +112,9 @@ impl fmt::Display for MessageId {
 impl FromStr for MessageId {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
-        let bytes = BASE32.decode(s.as_bytes()).map_err(|_| IdError("needs 26 base32 characters"))?;
+        let bytes = BASE32
+            .decode(s.as_bytes())
+            .map_err(|_| IdError("needs 26 base32 characters"))?;
         Self::from_slice(&bytes)
     }
 }

@@ -15,8 +15,16 @@ impl FromStr for EnhancedStatus {
     type Err = ();
     fn from_str(s: &str) -> Result<Self, ()> {
         let mut it = s.split('.');
-        let (Some(a), Some(b), Some(c), None) = (it.next(), it.next(), it.next(), it.next()) else { return Err(()) };
-        let part = |s: &str| if (1..=3).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit()) { s.parse::<u16>().ok() } else { None };
+        let (Some(a), Some(b), Some(c), None) = (it.next(), it.next(), it.next(), it.next()) else {
+            return Err(());
+        };
+        let part = |s: &str| {
+            if (1..=3).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit()) {
+                s.parse::<u16>().ok()
+            } else {
+                None
+            }
+        };
         match (a, part(b), part(c)) {
             ("2" | "4" | "5", Some(b), Some(c)) => Ok(Self(a.as_bytes()[0] - b'0', b, c)),
             _ => Err(()),
@@ -38,11 +46,19 @@ pub struct Reply {
 impl Reply {
     /// A reply with an enhanced status.
     pub fn new(code: u16, enhanced: (u8, u16, u16), text: impl Into<String>) -> Self {
-        Self { code, enhanced: Some(EnhancedStatus(enhanced.0, enhanced.1, enhanced.2)), text: text.into() }
+        Self {
+            code,
+            enhanced: Some(EnhancedStatus(enhanced.0, enhanced.1, enhanced.2)),
+            text: text.into(),
+        }
     }
     /// A reply without one.
     pub fn bare(code: u16, text: impl Into<String>) -> Self {
-        Self { code, enhanced: None, text: text.into() }
+        Self {
+            code,
+            enhanced: None,
+            text: text.into(),
+        }
     }
     /// 2yz.
     pub fn is_positive(&self) -> bool {
@@ -71,5 +87,14 @@ impl fmt::Display for Reply {
 /// Makes peer text safe for logs, DSNs and headers: printable ASCII only, everything else becomes
 /// `?`, cut to `max` octets.
 pub fn sanitize(text: &[u8], max: usize) -> String {
-    text.iter().take(max).map(|b| if (0x20..0x7f).contains(b) { char::from(*b) } else { '?' }).collect()
+    text.iter()
+        .take(max)
+        .map(|b| {
+            if (0x20..0x7f).contains(b) {
+                char::from(*b)
+            } else {
+                '?'
+            }
+        })
+        .collect()
 }

@@ -16,7 +16,10 @@ pub struct FieldError {
 impl FieldError {
     /// An error of `field`.
     pub fn new(field: &'static str, reason: impl ToString) -> Self {
-        Self { field, reason: reason.to_string() }
+        Self {
+            field,
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -48,13 +51,19 @@ impl From<v1::TlsFacts> for TlsFacts {
 
 impl From<TraceContext> for v1::TraceContext {
     fn from(t: TraceContext) -> Self {
-        Self { traceparent: t.traceparent, tracestate: t.tracestate }
+        Self {
+            traceparent: t.traceparent,
+            tracestate: t.tracestate,
+        }
     }
 }
 
 impl From<v1::TraceContext> for TraceContext {
     fn from(t: v1::TraceContext) -> Self {
-        Self { traceparent: t.traceparent, tracestate: t.tracestate }
+        Self {
+            traceparent: t.traceparent,
+            tracestate: t.tracestate,
+        }
     }
 }
 
@@ -66,7 +75,8 @@ pub fn message_id(field: &'static str, bytes: &[u8]) -> Result<MessageId, FieldE
 impl v1::Envelope {
     /// Checks every address; nothing of an invalid envelope is used.
     pub fn validate(&self) -> Result<(), FieldError> {
-        ReversePath::parse(&self.reverse_path).map_err(|e| FieldError::new("envelope.reverse_path", e))?;
+        ReversePath::parse(&self.reverse_path)
+            .map_err(|e| FieldError::new("envelope.reverse_path", e))?;
         if self.recipients.is_empty() {
             return Err(FieldError::new("envelope.recipients", "empty"));
         }
@@ -74,7 +84,8 @@ impl v1::Envelope {
             return Err(FieldError::new("envelope.recipients", "too many"));
         }
         for r in &self.recipients {
-            Mailbox::parse(&r.mailbox).map_err(|e| FieldError::new("envelope.recipients.mailbox", e))?;
+            Mailbox::parse(&r.mailbox)
+                .map_err(|e| FieldError::new("envelope.recipients.mailbox", e))?;
         }
         Ok(())
     }

@@ -17,8 +17,8 @@ pub mod v1 {
 }
 
 mod convert;
-pub use convert::message_id;
 pub use convert::FieldError;
+pub use convert::message_id;
 
 /// The encoded `FileDescriptorSet` of package `sealane.v1`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -7,5 +7,6 @@ mod session;
 mod tests;
 
 pub use session::{
-    Action, AuthOutcome, BodyOutcome, Event, Listener, Phase, Secret, ServerConfig, ServerSession, Verdict,
+    Action, AuthOutcome, BodyOutcome, Event, Listener, Phase, Secret, ServerConfig, ServerSession,
+    Verdict,
 };

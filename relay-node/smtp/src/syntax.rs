@@ -22,7 +22,8 @@ fn split_path(rest: &str) -> Option<(&str, &str)> {
             '"' => quoted = !quoted,
             '>' if !quoted => {
                 let parameters = &inner[i + 1..];
-                return (parameters.is_empty() || parameters.starts_with(' ')).then_some((&inner[..i], parameters));
+                return (parameters.is_empty() || parameters.starts_with(' '))
+                    .then_some((&inner[..i], parameters));
             }
             _ => {}
         }
@@ -37,8 +38,10 @@ fn after_keyword<'a>(argument: &'a str, keyword: &str) -> Option<&'a str> {
 
 /// `FROM:<reverse-path> [parameters]`.
 pub(crate) fn mail(argument: &str) -> Result<(ReversePath, MailParameters), Reply> {
-    let rest = after_keyword(argument, "FROM:").ok_or_else(|| Reply::new(501, (5, 5, 4), "Syntax: MAIL FROM:<address>"))?;
-    let (path, parameters) = split_path(rest).ok_or_else(|| Reply::new(501, (5, 1, 7), "Bad sender address syntax"))?;
+    let rest = after_keyword(argument, "FROM:")
+        .ok_or_else(|| Reply::new(501, (5, 5, 4), "Syntax: MAIL FROM:<address>"))?;
+    let (path, parameters) =
+        split_path(rest).ok_or_else(|| Reply::new(501, (5, 1, 7), "Bad sender address syntax"))?;
     let path = ReversePath::parse(path).map_err(|e| Reply::new(501, (5, 1, 7), e.to_string()))?;
     Ok((path, mail_parameters(parameters)?))
 }
@@ -53,14 +56,18 @@ fn mail_parameters(text: &str) -> Result<MailParameters, Reply> {
             return Err(Reply::new(501, (5, 5, 4), "Parameter given twice"));
         }
         match (key.as_str(), value) {
-            ("SIZE", Some(v)) if !v.is_empty() && v.len() <= 20 && v.bytes().all(|b| b.is_ascii_digit()) => {
+            ("SIZE", Some(v))
+                if !v.is_empty() && v.len() <= 20 && v.bytes().all(|b| b.is_ascii_digit()) =>
+            {
                 out.size = Some(v.parse().unwrap_or(u64::MAX));
             }
             ("BODY", Some(v)) if v.eq_ignore_ascii_case("8BITMIME") => out.eight_bit = true,
             ("BODY", Some(v)) if v.eq_ignore_ascii_case("7BIT") => {}
             // RFC 4954 section 5: parsed, not trusted: as AUTH=<>.
             ("AUTH", Some(v)) if xtext(v) => {}
-            ("SIZE" | "BODY" | "AUTH", _) => return Err(Reply::new(501, (5, 5, 4), format!("Bad value of {key}"))),
+            ("SIZE" | "BODY" | "AUTH", _) => {
+                return Err(Reply::new(501, (5, 5, 4), format!("Bad value of {key}")));
+            }
             _ => return Err(Reply::new(555, (5, 5, 4), "Unknown MAIL parameter")),
         }
         seen.push(key);
@@ -86,8 +93,10 @@ fn xtext(v: &str) -> bool {
 
 /// `TO:<forward-path>`; no parameters are offered, so none is known.
 pub(crate) fn rcpt(argument: &str) -> Result<Mailbox, Reply> {
-    let rest = after_keyword(argument, "TO:").ok_or_else(|| Reply::new(501, (5, 5, 4), "Syntax: RCPT TO:<address>"))?;
-    let (path, parameters) = split_path(rest).ok_or_else(|| Reply::new(501, (5, 1, 3), "Bad recipient address syntax"))?;
+    let rest = after_keyword(argument, "TO:")
+        .ok_or_else(|| Reply::new(501, (5, 5, 4), "Syntax: RCPT TO:<address>"))?;
+    let (path, parameters) = split_path(rest)
+        .ok_or_else(|| Reply::new(501, (5, 1, 3), "Bad recipient address syntax"))?;
     if !parameters.trim().is_empty() {
         return Err(Reply::new(555, (5, 5, 4), "Unknown RCPT parameter"));
     }

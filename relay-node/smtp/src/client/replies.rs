@@ -23,7 +23,11 @@ impl ReplyReader {
     pub(super) fn next(&mut self) -> Result<Option<Reply>, Garbage> {
         loop {
             let Some(end) = memchr::memchr(b'\n', &self.input) else {
-                return if self.input.len() > LINE { Err(Garbage("reply line too long")) } else { Ok(None) };
+                return if self.input.len() > LINE {
+                    Err(Garbage("reply line too long"))
+                } else {
+                    Ok(None)
+                };
             };
             if end > LINE || self.lines.len() >= LINES {
                 return Err(Garbage("reply too long"));
@@ -31,9 +35,13 @@ impl ReplyReader {
             let line = self.input.split_to(end + 1);
             let line = line.strip_suffix(b"\n").unwrap_or(&line);
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            let (code, rest) = line.split_at_checked(3).ok_or(Garbage("reply without code"))?;
-            let code: u16 =
-                std::str::from_utf8(code).ok().and_then(|c| c.parse().ok()).ok_or(Garbage("reply without code"))?;
+            let (code, rest) = line
+                .split_at_checked(3)
+                .ok_or(Garbage("reply without code"))?;
+            let code: u16 = std::str::from_utf8(code)
+                .ok()
+                .and_then(|c| c.parse().ok())
+                .ok_or(Garbage("reply without code"))?;
             if !(200..600).contains(&code) || self.code.is_some_and(|c| c != code) {
                 return Err(Garbage("reply code out of range or changing"));
             }
@@ -43,7 +51,8 @@ impl ReplyReader {
                 Some(b'-') => false,
                 Some(_) => return Err(Garbage("malformed reply line")),
             };
-            self.lines.push(sanitize(rest.get(1..).unwrap_or_default(), 512));
+            self.lines
+                .push(sanitize(rest.get(1..).unwrap_or_default(), 512));
             if last {
                 self.code = None;
                 return Ok(Some(finish(code, &std::mem::take(&mut self.lines))));
@@ -67,5 +76,9 @@ fn finish(code: u16, lines: &[String]) -> Reply {
             }
         })
         .collect();
-    Reply { code, enhanced, text: text.join("\n") }
+    Reply {
+        code,
+        enhanced,
+        text: text.join("\n"),
+    }
 }

@@ -42,16 +42,28 @@ pub struct Failure {
 impl Failure {
     /// A failure of our own finding, to be tried again.
     pub fn temporary(enhanced: (u8, u16, u16), text: impl Into<String>, tls_caused: bool) -> Self {
-        Self { reply: Reply::new(0, enhanced, text), permanent: false, tls_caused }
+        Self {
+            reply: Reply::new(0, enhanced, text),
+            permanent: false,
+            tls_caused,
+        }
     }
 
     /// A failure of our own finding, final.
     pub fn permanent(enhanced: (u8, u16, u16), text: impl Into<String>) -> Self {
-        Self { reply: Reply::new(0, enhanced, text), permanent: true, tls_caused: false }
+        Self {
+            reply: Reply::new(0, enhanced, text),
+            permanent: true,
+            tls_caused: false,
+        }
     }
 
     fn said(reply: Reply) -> Self {
-        Self { permanent: reply.is_permanent(), reply, tls_caused: false }
+        Self {
+            permanent: reply.is_permanent(),
+            reply,
+            tls_caused: false,
+        }
     }
 }
 
@@ -149,7 +161,8 @@ impl ClientSession {
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
         if self.actions.is_empty() && !self.out.is_empty() {
-            self.actions.push_back(Action::Send(self.out.split().freeze()));
+            self.actions
+                .push_back(Action::Send(self.out.split().freeze()));
         }
         self.actions.pop_front()
     }
@@ -174,7 +187,13 @@ impl ClientSession {
             match self.reader.next() {
                 Ok(Some(reply)) => self.reply(reply),
                 Ok(None) => return,
-                Err(g) => return self.fail(Failure::temporary((4, 5, 0), format!("protocol error: {}", g.0), false)),
+                Err(g) => {
+                    return self.fail(Failure::temporary(
+                        (4, 5, 0),
+                        format!("protocol error: {}", g.0),
+                        false,
+                    ));
+                }
             }
         }
     }
@@ -195,18 +214,34 @@ impl ClientSession {
             let why = self.quit_after.take();
             return self.close(why);
         }
-        let text =
-            if self.state == State::FinalDot { format!("{why} after the final dot: outcome unknown") } else { why.to_owned() };
+        let text = if self.state == State::FinalDot {
+            format!("{why} after the final dot: outcome unknown")
+        } else {
+            why.to_owned()
+        };
         self.fail(Failure::temporary((4, 4, 2), text, false));
     }
 
     /// Begins a transaction; only when ready.
     pub fn begin(&mut self, transaction: Transaction) {
-        debug_assert!(self.is_ready() && self.secure, "a transaction begins only on a ready session");
+        debug_assert!(
+            self.is_ready() && self.secure,
+            "a transaction begins only on a ready session"
+        );
         let verdict = if transaction.eight_bit && !self.capabilities.eight_bit {
-            Some(Failure::permanent((5, 6, 3), "next hop does not offer 8BITMIME; mail is not converted"))
-        } else if self.capabilities.size.is_some_and(|max| max > 0 && transaction.size > max) {
-            Some(Failure::permanent((5, 3, 4), "message is larger than the next hop accepts"))
+            Some(Failure::permanent(
+                (5, 6, 3),
+                "next hop does not offer 8BITMIME; mail is not converted",
+            ))
+        } else if self
+            .capabilities
+            .size
+            .is_some_and(|max| max > 0 && transaction.size > max)
+        {
+            Some(Failure::permanent(
+                (5, 3, 4),
+                "message is larger than the next hop accepts",
+            ))
         } else {
             None
         };
@@ -252,7 +287,8 @@ impl ClientSession {
 
     fn push(&mut self, action: Action) {
         if !self.out.is_empty() {
-            self.actions.push_back(Action::Send(self.out.split().freeze()));
+            self.actions
+                .push_back(Action::Send(self.out.split().freeze()));
         }
         self.actions.push_back(action);
     }
@@ -311,12 +347,20 @@ impl ClientSession {
             State::StartTls if r.code == 220 => {
                 if !self.reader.input.is_empty() {
                     // Response injection: octets in clear that pretend to come from inside TLS.
-                    return self.fail(Failure::temporary((4, 7, 5), "octets behind the reply to STARTTLS", true));
+                    return self.fail(Failure::temporary(
+                        (4, 7, 5),
+                        "octets behind the reply to STARTTLS",
+                        true,
+                    ));
                 }
                 self.push(Action::StartTls);
                 self.state = State::Handshake;
             }
-            State::StartTls => self.give_up(Failure::temporary((4, 7, 4), format!("STARTTLS refused: {r}"), true)),
+            State::StartTls => self.give_up(Failure::temporary(
+                (4, 7, 4),
+                format!("STARTTLS refused: {r}"),
+                true,
+            )),
             State::Mail => self.mail_reply(r),
             State::Rcpt => self.rcpt_reply(r),
             State::Data => self.data_reply(r),
@@ -329,7 +373,11 @@ impl ClientSession {
                 let why = self.quit_after.take();
                 self.close(why);
             }
-            State::Ready => self.fail(Failure::temporary((4, 5, 0), "reply without command", false)),
+            State::Ready => self.fail(Failure::temporary(
+                (4, 5, 0),
+                "reply without command",
+                false,
+            )),
             State::Handshake | State::Closed => {}
         }
     }
@@ -347,7 +395,9 @@ impl ClientSession {
                 Some("STARTTLS") => c.starttls = true,
                 Some("PIPELINING") => c.pipelining = true,
                 Some("8BITMIME") => c.eight_bit = true,
-                Some("SIZE") => c.size = Some(words.next().and_then(|n| n.parse().ok()).unwrap_or(0)),
+                Some("SIZE") => {
+                    c.size = Some(words.next().and_then(|n| n.parse().ok()).unwrap_or(0))
+                }
                 _ => {}
             }
         }
@@ -380,7 +430,11 @@ impl ClientSession {
         if self.capabilities.pipelining {
             return;
         }
-        let next = self.transaction.as_ref().and_then(|t| t.recipients.get(self.answered)).cloned();
+        let next = self
+            .transaction
+            .as_ref()
+            .and_then(|t| t.recipients.get(self.answered))
+            .cloned();
         if let Some(r) = next {
             self.command(&format!("RCPT TO:<{r}>"));
         }
@@ -404,7 +458,11 @@ impl ClientSession {
             self.command("DATA");
             self.state = State::Data;
         } else {
-            self.transaction_over(&Failure::temporary((4, 5, 0), "no recipient accepted", false));
+            self.transaction_over(&Failure::temporary(
+                (4, 5, 0),
+                "no recipient accepted",
+                false,
+            ));
         }
     }
 
@@ -416,7 +474,11 @@ impl ClientSession {
             }
             400.. => self.transaction_over(&Failure::said(r)),
             // 250 to DATA is nonsense: nothing was sent.
-            _ => self.transaction_over(&Failure::temporary((4, 5, 0), "unexpected reply to DATA", false)),
+            _ => self.transaction_over(&Failure::temporary(
+                (4, 5, 0),
+                "unexpected reply to DATA",
+                false,
+            )),
         }
     }
 

@@ -10,7 +10,10 @@ pub struct DotStuffer {
 
 impl Default for DotStuffer {
     fn default() -> Self {
-        Self { line_start: true, after_cr: false }
+        Self {
+            line_start: true,
+            after_cr: false,
+        }
     }
 }
 
@@ -35,7 +38,11 @@ impl DotStuffer {
 
     /// Appends the end of the data, with a CRLF before it if the message lacks one.
     pub fn finish(&mut self, out: &mut BytesMut) {
-        out.put_slice(if self.line_start { b".\r\n" } else { b"\r\n.\r\n" });
+        out.put_slice(if self.line_start {
+            b".\r\n"
+        } else {
+            b"\r\n.\r\n"
+        });
     }
 }
 

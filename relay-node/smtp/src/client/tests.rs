@@ -3,7 +3,10 @@ use super::*;
 use proptest::prelude::*;
 
 fn session() -> ClientSession {
-    ClientSession::new(ClientConfig { hostname: "us.example".into(), implicit_tls: false })
+    ClientSession::new(ClientConfig {
+        hostname: "us.example".into(),
+        implicit_tls: false,
+    })
 }
 
 fn drain(s: &mut ClientSession) -> (String, Vec<Action>) {
@@ -29,7 +32,14 @@ fn ready() -> ClientSession {
     assert_eq!(hear(&mut s, "220 go\r\n").1, [Action::StartTls]);
     s.tls_established();
     drain(&mut s);
-    assert_eq!(hear(&mut s, "250-mx\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 1000\r\n").1, [Action::Ready]);
+    assert_eq!(
+        hear(
+            &mut s,
+            "250-mx\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 1000\r\n"
+        )
+        .1,
+        [Action::Ready]
+    );
     s
 }
 
@@ -43,7 +53,13 @@ fn mail(recipients: &[&str]) -> Transaction {
 }
 
 fn classes(actions: &[Action]) -> Vec<&'static str> {
-    let done = actions.iter().find_map(|a| if let Action::Done(o) = a { Some(o) } else { None });
+    let done = actions.iter().find_map(|a| {
+        if let Action::Done(o) = a {
+            Some(o)
+        } else {
+            None
+        }
+    });
     done.into_iter()
         .flatten()
         .map(|o| match o {
@@ -56,12 +72,17 @@ fn classes(actions: &[Action]) -> Vec<&'static str> {
 
 #[test]
 fn t5_without_starttls_nothing_but_ehlo_and_quit_is_said() {
-    for ehlo in ["250-mx\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n", "250-mx\r\n250 XXXXXXXA\r\n"] {
+    for ehlo in [
+        "250-mx\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n",
+        "250-mx\r\n250 XXXXXXXA\r\n",
+    ] {
         let mut s = session();
         assert_eq!(hear(&mut s, "220 hi\r\n").0, "EHLO us.example\r\n");
         assert_eq!(hear(&mut s, ehlo).0, "QUIT\r\n");
         let (said, actions) = hear(&mut s, "221 bye\r\n");
-        let [Action::Close(Some(f))] = actions.as_slice() else { panic!("{actions:?}") };
+        let [Action::Close(Some(f))] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
         assert!(said.is_empty() && f.tls_caused && !f.permanent);
         assert_eq!(f.reply.enhanced.unwrap().to_string(), "4.7.4");
     }
@@ -82,19 +103,28 @@ fn t4_octets_behind_the_220_abort() {
     hear(&mut s, "250-mx\r\n250 STARTTLS\r\n");
     let (said, actions) = hear(&mut s, "220 go\r\n250-FAKE\r\n");
     assert!(said.is_empty());
-    assert!(matches!(actions.as_slice(), [Action::Close(Some(f))] if f.tls_caused), "{actions:?}");
+    assert!(
+        matches!(actions.as_slice(), [Action::Close(Some(f))] if f.tls_caused),
+        "{actions:?}"
+    );
 }
 
 #[test]
 fn t7_capabilities_in_clear_are_forgotten() {
     let mut s = session();
     hear(&mut s, "220 hi\r\n");
-    hear(&mut s, "250-mx\r\n250-PIPELINING\r\n250-SIZE 5\r\n250 STARTTLS\r\n");
+    hear(
+        &mut s,
+        "250-mx\r\n250-PIPELINING\r\n250-SIZE 5\r\n250 STARTTLS\r\n",
+    );
     hear(&mut s, "220 go\r\n");
     s.tls_established();
     drain(&mut s);
     hear(&mut s, "250 mx\r\n");
-    s.begin(Transaction { eight_bit: false, ..mail(&["b@x.example"]) });
+    s.begin(Transaction {
+        eight_bit: false,
+        ..mail(&["b@x.example"])
+    });
     assert_eq!(drain(&mut s).0, "MAIL FROM:<a@us.example>\r\n");
 }
 
@@ -103,8 +133,13 @@ fn recipients_have_their_own_outcomes() {
     let mut s = ready();
     s.begin(mail(&["a@x.example", "b@x.example", "c@x.example"]));
     let (said, _) = drain(&mut s);
-    assert!(said.starts_with("MAIL FROM:<a@us.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<a@x.example>\r\n"));
-    let (said, _) = hear(&mut s, "250 ok\r\n250 ok\r\n550 5.1.1 no\r\n451 4.2.0 later\r\n");
+    assert!(said.starts_with(
+        "MAIL FROM:<a@us.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<a@x.example>\r\n"
+    ));
+    let (said, _) = hear(
+        &mut s,
+        "250 ok\r\n250 ok\r\n550 5.1.1 no\r\n451 4.2.0 later\r\n",
+    );
     assert_eq!(said, "DATA\r\n");
     assert_eq!(hear(&mut s, "354 go\r\n").1, [Action::SendBody]);
     s.body_sent();
@@ -119,7 +154,10 @@ fn a_refused_sender_fails_all_and_the_session_goes_on() {
     s.begin(mail(&["a@x.example"]));
     drain(&mut s);
     let (said, actions) = hear(&mut s, "550 5.7.1 no\r\n503 5.5.1 order\r\n");
-    assert_eq!((said.as_str(), classes(&actions)), ("RSET\r\n", vec!["failed"]));
+    assert_eq!(
+        (said.as_str(), classes(&actions)),
+        ("RSET\r\n", vec!["failed"])
+    );
     hear(&mut s, "250 ok\r\n");
     assert!(s.is_ready());
 }
@@ -139,7 +177,14 @@ fn a_connection_lost_after_the_dot_is_an_unknown_outcome() {
 
 #[test]
 fn d14_malicious_replies_are_temporary_failures() {
-    for garbage in ["999 x\r\n", "25\r\n", "250-a\r\n251 b\r\n", "abc def\r\n", &"250-x\r\n".repeat(200), &"2".repeat(9000)] {
+    for garbage in [
+        "999 x\r\n",
+        "25\r\n",
+        "250-a\r\n251 b\r\n",
+        "abc def\r\n",
+        &"250-x\r\n".repeat(200),
+        &"2".repeat(9000),
+    ] {
         let mut s = ready();
         s.begin(mail(&["a@x.example"]));
         drain(&mut s);

@@ -40,7 +40,10 @@ pub(super) struct DataScanner {
 
 impl DataScanner {
     pub(super) fn new() -> Self {
-        Self { at: At::LineStart, spoiled: false }
+        Self {
+            at: At::LineStart,
+            spoiled: false,
+        }
     }
 
     pub(super) fn scan(&mut self, input: &[u8]) -> Scanned {
@@ -76,7 +79,11 @@ impl DataScanner {
                     continue;
                 }
                 At::DotCr if b == b'\n' => {
-                    return Scanned { consumed: i + 1, content: out.freeze(), ended: true };
+                    return Scanned {
+                        consumed: i + 1,
+                        content: out.freeze(),
+                        ended: true,
+                    };
                 }
                 At::Cr if b == b'\n' => {
                     out.extend_from_slice(b"\r\n");
@@ -95,7 +102,11 @@ impl DataScanner {
         if self.spoiled {
             out.clear();
         }
-        Scanned { consumed: i, content: out.freeze(), ended: false }
+        Scanned {
+            consumed: i,
+            content: out.freeze(),
+            ended: false,
+        }
     }
 }
 
@@ -121,14 +132,26 @@ mod tests {
     #[test]
     fn s4_stuffed_dots_are_undone() {
         let (content, end, spoiled) = run(&[b"..a\r\n.b\r\n...\r\nx\r\n.\r\n"]);
-        assert_eq!((content.as_slice(), end.is_some(), spoiled), (b".a\r\nb\r\n..\r\nx\r\n".as_slice(), true, false));
+        assert_eq!(
+            (content.as_slice(), end.is_some(), spoiled),
+            (b".a\r\nb\r\n..\r\nx\r\n".as_slice(), true, false)
+        );
         assert_eq!(run(&[b".\r\n"]).1, Some(3));
     }
 
     #[test]
     fn s1_only_crlf_dot_crlf_ends_data() {
         for fake in [
-            "\n.\n", "\n.\r\n", "\r\n.\n", "\n.\r", "\r.\n", "\r.\r", "\r.\r\n", "\r\n.\r", "\r\n\0.\r\n", "\r\n.\0\r\n",
+            "\n.\n",
+            "\n.\r\n",
+            "\r\n.\n",
+            "\n.\r",
+            "\r.\n",
+            "\r.\r",
+            "\r.\r\n",
+            "\r\n.\r",
+            "\r\n\0.\r\n",
+            "\r\n.\0\r\n",
         ] {
             let text = format!("body{fake}MAIL FROM:<x@y.example>\r\n.\r\n");
             let (_, end, spoiled) = run(&[text.as_bytes()]);

@@ -206,7 +206,8 @@ pub struct ServerSession {
     draining: bool,
 }
 
-const TLS_FIRST: (u16, (u8, u16, u16), &str) = (530, (5, 7, 0), "Must issue a STARTTLS command first");
+const TLS_FIRST: (u16, (u8, u16, u16), &str) =
+    (530, (5, 7, 0), "Must issue a STARTTLS command first");
 
 impl ServerSession {
     /// Before anything happened.
@@ -246,7 +247,11 @@ impl ServerSession {
     }
     /// "with" word of the Received header (RFC 3848).
     pub fn protocol(&self) -> &'static str {
-        if self.submitter.is_some() { "ESMTPSA" } else { "ESMTPS" }
+        if self.submitter.is_some() {
+            "ESMTPSA"
+        } else {
+            "ESMTPS"
+        }
     }
 
     /// What it waits for.
@@ -262,7 +267,10 @@ impl ServerSession {
 
     /// Whether [`Self::input`] would use more octets now.
     pub fn wants_input(&self) -> bool {
-        matches!(self.state, State::Command | State::AuthResponse | State::Data(_))
+        matches!(
+            self.state,
+            State::Command | State::AuthResponse | State::Data(_)
+        )
     }
 
     /// Octets from the peer. They are kept while an answer is awaited; the driver should not read on then.
@@ -276,7 +284,8 @@ impl ServerSession {
     /// What to do next; `None` until something happens.
     pub fn poll_action(&mut self) -> Option<Action> {
         if self.actions.is_empty() && !self.out.is_empty() {
-            self.actions.push_back(Action::Send(self.out.split().freeze()));
+            self.actions
+                .push_back(Action::Send(self.out.split().freeze()));
         }
         self.actions.pop_front()
     }
@@ -304,7 +313,11 @@ impl ServerSession {
                 if matches!(self.state, State::Data(_)) {
                     self.push(Action::BodyAborted);
                 }
-                self.reply(&Reply::new(421, (4, 4, 2), format!("{} timeout, closing", self.config.hostname)));
+                self.reply(&Reply::new(
+                    421,
+                    (4, 4, 2),
+                    format!("{} timeout, closing", self.config.hostname),
+                ));
                 self.close();
             }
             Event::Shutdown => self.draining = true,
@@ -316,7 +329,8 @@ impl ServerSession {
 
     fn push(&mut self, action: Action) {
         if !self.out.is_empty() {
-            self.actions.push_back(Action::Send(self.out.split().freeze()));
+            self.actions
+                .push_back(Action::Send(self.out.split().freeze()));
         }
         self.actions.push_back(action);
     }
@@ -328,7 +342,8 @@ impl ServerSession {
         for (n, line) in lines.iter().enumerate() {
             let dash = if n + 1 < lines.len() { '-' } else { ' ' };
             let text = sanitize(line.as_bytes(), 400);
-            self.out.extend_from_slice(format!("{code}{dash}{enhanced}{text}\r\n").as_bytes());
+            self.out
+                .extend_from_slice(format!("{code}{dash}{enhanced}{text}\r\n").as_bytes());
         }
     }
 
@@ -367,7 +382,10 @@ impl ServerSession {
         loop {
             match &mut self.state {
                 State::Command | State::AuthResponse => {
-                    if self.draining && matches!(self.state, State::Command) && self.sender.is_none() {
+                    if self.draining
+                        && matches!(self.state, State::Command)
+                        && self.sender.is_none()
+                    {
                         self.say(421, (4, 3, 2), "Service shutting down, closing");
                         self.close();
                         return;
@@ -394,7 +412,11 @@ impl ServerSession {
     }
 
     fn next_line(&mut self) -> Option<Line> {
-        let limit = if matches!(self.state, State::AuthResponse) { 12_288 + 2 } else { self.config.max_line };
+        let limit = if matches!(self.state, State::AuthResponse) {
+            12_288 + 2
+        } else {
+            self.config.max_line
+        };
         let Some(end) = memchr::memchr(b'\n', &self.input) else {
             if self.input.len() > limit {
                 self.input.clear();
@@ -406,7 +428,9 @@ impl ServerSession {
         if std::mem::take(&mut self.skipping_line) || line.len() > limit {
             return Some(Line::TooLong);
         }
-        let Some(text) = line.strip_suffix(b"\r\n") else { return Some(Line::Bare) };
+        let Some(text) = line.strip_suffix(b"\r\n") else {
+            return Some(Line::Bare);
+        };
         if text.contains(&b'\r') {
             return Some(Line::Bare);
         }
@@ -452,10 +476,14 @@ impl ServerSession {
                 self.say(221, (2, 0, 0), "Bye");
                 self.close();
             }
-            "VRFY" if self.unauthenticated() => self.error(530, (5, 7, 0), "Authentication required"),
+            "VRFY" if self.unauthenticated() => {
+                self.error(530, (5, 7, 0), "Authentication required")
+            }
             "VRFY" => self.say(252, (2, 5, 2), "Cannot verify, try to send"),
-            "EXPN" | "HELP" | "TURN" | "ETRN" | "ATRN" | "BDAT" | "BURL" | "SEND" | "SOML" | "SAML" | "XCLIENT"
-            | "XFORWARD" => self.error(502, (5, 5, 1), "Command not implemented"),
+            "EXPN" | "HELP" | "TURN" | "ETRN" | "ATRN" | "BDAT" | "BURL" | "SEND" | "SOML"
+            | "SAML" | "XCLIENT" | "XFORWARD" => {
+                self.error(502, (5, 5, 1), "Command not implemented")
+            }
             _ => self.error(500, (5, 5, 2), "Unknown command"),
         }
     }
@@ -471,7 +499,13 @@ impl ServerSession {
         let clean: String = argument
             .chars()
             .take(255)
-            .map(|c| if c.is_ascii_alphanumeric() || "-._:[]".contains(c) { c } else { '?' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || "-._:[]".contains(c) {
+                    c
+                } else {
+                    '?'
+                }
+            })
             .collect();
         self.helo = Some(clean);
         self.reset();
@@ -520,7 +554,9 @@ impl ServerSession {
         if self.helo.is_none() {
             return self.error(503, (5, 5, 1), "Send EHLO first");
         }
-        let (mechanism, initial) = argument.split_once(' ').map_or((argument, None), |(m, i)| (m, Some(i)));
+        let (mechanism, initial) = argument
+            .split_once(' ')
+            .map_or((argument, None), |(m, i)| (m, Some(i)));
         if !mechanism.eq_ignore_ascii_case("PLAIN") {
             return self.error(504, (5, 5, 4), "Mechanism not supported");
         }
@@ -550,7 +586,10 @@ impl ServerSession {
                 self.auth_failed();
             }
             Ok((_, name, password)) => {
-                self.push(Action::Authenticate { name, password: Secret(password) });
+                self.push(Action::Authenticate {
+                    name,
+                    password: Secret(password),
+                });
                 self.state = State::Waiting(Question::Auth);
             }
         }
@@ -576,7 +615,9 @@ impl ServerSession {
                 self.say(235, (2, 7, 0), "Authentication successful");
             }
             AuthOutcome::Rejected => self.auth_failed(),
-            AuthOutcome::Unavailable => self.say(454, (4, 7, 0), "Temporary authentication failure"),
+            AuthOutcome::Unavailable => {
+                self.say(454, (4, 7, 0), "Temporary authentication failure")
+            }
         }
     }
 
@@ -596,14 +637,20 @@ impl ServerSession {
             Ok(m) => m,
             Err(r) => return self.refuse(&r),
         };
-        let qualified = path.mailbox().and_then(Mailbox::domain).is_none_or(DomainName::is_fully_qualified);
+        let qualified = path
+            .mailbox()
+            .and_then(Mailbox::domain)
+            .is_none_or(DomainName::is_fully_qualified);
         if self.config.listener.needs_auth() && !qualified {
             return self.error(554, (5, 1, 8), "Sender domain must be fully qualified");
         }
         if parameters.size.is_some_and(|s| s > self.config.max_size) {
             return self.error(552, (5, 3, 4), "Message size exceeds the limit");
         }
-        self.push(Action::CheckMail { reverse_path: path.clone(), parameters });
+        self.push(Action::CheckMail {
+            reverse_path: path.clone(),
+            parameters,
+        });
         self.state = State::Waiting(Question::Mail(path));
     }
 
@@ -656,7 +703,9 @@ impl ServerSession {
     }
 
     fn verdict(&mut self, verdict: Verdict) {
-        let State::Waiting(question) = std::mem::replace(&mut self.state, State::Command) else { return };
+        let State::Waiting(question) = std::mem::replace(&mut self.state, State::Command) else {
+            return;
+        };
         match (question, verdict) {
             (Question::Mail(path), Verdict::Accept) => {
                 self.sender = Some(path);
@@ -675,7 +724,9 @@ impl ServerSession {
                 self.refuse(&r);
             }
             (Question::Mail(_) | Question::Data, Verdict::Reply(r)) => self.refuse(&r),
-            (question @ (Question::Auth | Question::Body), _) => self.state = State::Waiting(question),
+            (question @ (Question::Auth | Question::Body), _) => {
+                self.state = State::Waiting(question)
+            }
         }
     }
 

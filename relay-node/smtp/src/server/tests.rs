@@ -31,7 +31,9 @@ struct Peer {
 impl Peer {
     fn new(listener: Listener) -> Self {
         let mut session = ServerSession::new(config(listener));
-        session.handle(Event::Connected((listener == Listener::Submissions).then(TlsFacts::default)));
+        session.handle(Event::Connected(
+            (listener == Listener::Submissions).then(TlsFacts::default),
+        ));
         let mut peer = Self {
             session,
             said: String::new(),
@@ -58,7 +60,10 @@ impl Peer {
 
     fn authenticated() -> Self {
         let mut p = Self::secure(Listener::Submission);
-        assert_eq!(p.say("AUTH PLAIN AGRlbW8Ac2VjcmV0\r\n"), "235 2.7.0 Authentication successful\r\n");
+        assert_eq!(
+            p.say("AUTH PLAIN AGRlbW8Ac2VjcmV0\r\n"),
+            "235 2.7.0 Authentication successful\r\n"
+        );
         p
     }
 
@@ -69,7 +74,11 @@ impl Peer {
                 Action::StartTls => self.start_tls = true,
                 Action::Authenticate { name, password } => {
                     let good = name == "demo" && password.0 == b"secret";
-                    let outcome = if good { AuthOutcome::Accepted(name) } else { AuthOutcome::Rejected };
+                    let outcome = if good {
+                        AuthOutcome::Accepted(name)
+                    } else {
+                        AuthOutcome::Rejected
+                    };
                     self.session.handle(Event::Auth(outcome));
                 }
                 Action::CheckMail { reverse_path, .. } => {
@@ -85,7 +94,9 @@ impl Peer {
                 Action::BodyEnd => {
                     self.stored.push(std::mem::take(&mut self.body));
                     let id = MessageId::new(ShardId::new(1).unwrap(), 0, [0; 9]);
-                    self.session.handle(Event::Body(BodyOutcome::Durable(crate::Durable::acknowledged(id))));
+                    self.session.handle(Event::Body(BodyOutcome::Durable(
+                        crate::Durable::acknowledged(id),
+                    )));
                 }
                 Action::BodyAborted => self.body.clear(),
                 Action::Reset => {}
@@ -109,33 +120,58 @@ fn tls1_everything_but_ehlo_noop_starttls_quit_is_530_before_tls() {
         let mut p = Peer::new(listener);
         p.say("EHLO x\r\n");
         for verb in [
-            "HELO x", "MAIL FROM:<a@b.example>", "RCPT TO:<a@b.example>", "DATA", "RSET", "VRFY a", "EXPN a", "HELP",
-            "ETRN a", "AUTH PLAIN AGRlbW8Ac2VjcmV0", "BDAT 1 LAST",
+            "HELO x",
+            "MAIL FROM:<a@b.example>",
+            "RCPT TO:<a@b.example>",
+            "DATA",
+            "RSET",
+            "VRFY a",
+            "EXPN a",
+            "HELP",
+            "ETRN a",
+            "AUTH PLAIN AGRlbW8Ac2VjcmV0",
+            "BDAT 1 LAST",
         ] {
             let said = p.say(format!("{verb}\r\n"));
-            assert_eq!(said, "530 5.7.0 Must issue a STARTTLS command first\r\n", "{verb}");
+            assert_eq!(
+                said, "530 5.7.0 Must issue a STARTTLS command first\r\n",
+                "{verb}"
+            );
         }
         assert!(p.asked.is_empty());
         assert_eq!(p.say("NOOP\r\n"), "250 2.0.0 Ok\r\n");
-        assert_eq!(p.say("STARTTLS now\r\n"), "501 5.5.4 STARTTLS takes no parameter\r\n");
+        assert_eq!(
+            p.say("STARTTLS now\r\n"),
+            "501 5.5.4 STARTTLS takes no parameter\r\n"
+        );
     }
 }
 
 #[test]
 fn auth_is_offered_only_inside_tls_and_only_on_submission() {
-    assert!(!Peer::new(Listener::Submission).say("EHLO x\r\n").contains("AUTH"));
+    assert!(
+        !Peer::new(Listener::Submission)
+            .say("EHLO x\r\n")
+            .contains("AUTH")
+    );
     let mut mx = Peer::secure(Listener::Mx);
     assert!(!mx.say("EHLO x\r\n").contains("AUTH"));
     let mut s = Peer::secure(Listener::Submission);
     let ehlo = s.say("EHLO x\r\n");
-    assert!(ehlo.contains("250-AUTH PLAIN\r\n") && !ehlo.contains("STARTTLS"), "{ehlo}");
+    assert!(
+        ehlo.contains("250-AUTH PLAIN\r\n") && !ehlo.contains("STARTTLS"),
+        "{ehlo}"
+    );
 }
 
 #[test]
 fn t1_octets_behind_starttls_close_the_connection_and_nothing_is_executed() {
     let mut p = Peer::new(Listener::Mx);
     let said = p.say("EHLO x\r\nSTARTTLS\r\nMAIL FROM:<a@b.example>\r\n");
-    assert!(said.ends_with("554 5.5.0 Octets behind STARTTLS, closing\r\n"), "{said}");
+    assert!(
+        said.ends_with("554 5.5.0 Octets behind STARTTLS, closing\r\n"),
+        "{said}"
+    );
     assert!(p.closed && !p.start_tls && p.asked.is_empty());
 }
 
@@ -144,7 +180,10 @@ fn t2_nothing_known_before_tls_survives_it() {
     let mut p = Peer::new(Listener::Mx);
     p.say("EHLO x\r\nSTARTTLS\r\n");
     p.session.handle(Event::TlsEstablished(TlsFacts::default()));
-    assert_eq!(p.say("MAIL FROM:<a@b.example>\r\n"), "503 5.5.1 Send EHLO first\r\n");
+    assert_eq!(
+        p.say("MAIL FROM:<a@b.example>\r\n"),
+        "503 5.5.1 Send EHLO first\r\n"
+    );
     assert_eq!(p.say("STARTTLS\r\n"), "503 5.5.1 TLS is active already\r\n");
 }
 
@@ -152,7 +191,10 @@ fn t2_nothing_known_before_tls_survives_it() {
 fn a2_submission_without_auth_is_530() {
     for listener in [Listener::Submission, Listener::Submissions] {
         let mut p = Peer::secure(listener);
-        assert_eq!(p.say("MAIL FROM:<a@b.example>\r\n"), "530 5.7.0 Authentication required\r\n");
+        assert_eq!(
+            p.say("MAIL FROM:<a@b.example>\r\n"),
+            "530 5.7.0 Authentication required\r\n"
+        );
         assert_eq!(p.say("VRFY a\r\n"), "530 5.7.0 Authentication required\r\n");
     }
 }
@@ -160,13 +202,22 @@ fn a2_submission_without_auth_is_530() {
 #[test]
 fn auth_rules_of_rfc_4954() {
     let mut p = Peer::secure(Listener::Submission);
-    assert_eq!(p.say("AUTH FOO\r\n"), "504 5.5.4 Mechanism not supported\r\n");
+    assert_eq!(
+        p.say("AUTH FOO\r\n"),
+        "504 5.5.4 Mechanism not supported\r\n"
+    );
     assert_eq!(p.say("AUTH PLAIN ====\r\n"), "501 5.5.2 Invalid base64\r\n");
     assert_eq!(p.say("AUTH PLAIN\r\n"), "334 \r\n");
     assert_eq!(p.say("*\r\n"), "501 5.7.0 Authentication cancelled\r\n");
     assert_eq!(p.say("AUTH PLAIN\r\n"), "334 \r\n");
-    assert_eq!(p.say("AGRlbW8Ac2VjcmV0\r\n"), "235 2.7.0 Authentication successful\r\n");
-    assert_eq!(p.say("AUTH PLAIN AGRlbW8Ac2VjcmV0\r\n"), "503 5.5.1 AUTH is not possible now\r\n");
+    assert_eq!(
+        p.say("AGRlbW8Ac2VjcmV0\r\n"),
+        "235 2.7.0 Authentication successful\r\n"
+    );
+    assert_eq!(
+        p.say("AUTH PLAIN AGRlbW8Ac2VjcmV0\r\n"),
+        "503 5.5.1 AUTH is not possible now\r\n"
+    );
 }
 
 #[test]
@@ -185,9 +236,15 @@ fn a_pipelined_transaction_is_answered_in_order() {
     let said = p.say(
         "MAIL FROM:<a@b.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<c@d.example>\r\nRCPT TO:<\"x y\"@d.example>\r\nDATA\r\n",
     );
-    assert_eq!(said, "250 2.1.0 Sender ok\r\n250 2.1.5 Recipient ok\r\n250 2.1.5 Recipient ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n");
+    assert_eq!(
+        said,
+        "250 2.1.0 Sender ok\r\n250 2.1.5 Recipient ok\r\n250 2.1.5 Recipient ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n"
+    );
     let said = p.say("Subject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n");
-    assert!(said.starts_with("250 2.0.0 Accepted ") && said.ends_with("221 2.0.0 Bye\r\n"), "{said}");
+    assert!(
+        said.starts_with("250 2.0.0 Accepted ") && said.ends_with("221 2.0.0 Bye\r\n"),
+        "{said}"
+    );
     assert_eq!(p.stored, [b"Subject: x\r\n\r\n.dot\r\n".to_vec()]);
     assert!(p.closed);
 }
@@ -197,8 +254,13 @@ fn s1_smuggled_messages_are_refused_whole() {
     for fake in ["\n.\n", "\n.\r\n", "\r\n.\n", "\r.\r", "\r\n\0.\r\n"] {
         let mut p = Peer::authenticated();
         p.say("MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n");
-        let said = p.say(format!("x{fake}MAIL FROM:<e@e.example>\r\nRCPT TO:<e@e.example>\r\nDATA\r\ny\r\n.\r\n"));
-        assert_eq!(said, "554 5.6.0 Bare CR, bare LF or NUL in message\r\n", "{fake:?}");
+        let said = p.say(format!(
+            "x{fake}MAIL FROM:<e@e.example>\r\nRCPT TO:<e@e.example>\r\nDATA\r\ny\r\n.\r\n"
+        ));
+        assert_eq!(
+            said, "554 5.6.0 Bare CR, bare LF or NUL in message\r\n",
+            "{fake:?}"
+        );
         assert!(p.stored.is_empty());
         assert_eq!(p.asked.len(), 2);
         assert_eq!(p.say("NOOP\r\n"), "250 2.0.0 Ok\r\n");
@@ -208,11 +270,20 @@ fn s1_smuggled_messages_are_refused_whole() {
 #[test]
 fn too_large_is_552_declared_or_not() {
     let mut p = Peer::authenticated();
-    assert!(p.say("MAIL FROM:<a@b.example> SIZE=1001\r\n").starts_with("552 5.3.4"));
-    assert!(p.say("MAIL FROM:<a@b.example> SIZE=999999999999999999999\r\n").starts_with("501"));
+    assert!(
+        p.say("MAIL FROM:<a@b.example> SIZE=1001\r\n")
+            .starts_with("552 5.3.4")
+    );
+    assert!(
+        p.say("MAIL FROM:<a@b.example> SIZE=999999999999999999999\r\n")
+            .starts_with("501")
+    );
     p.say("MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n");
     let said = p.say(format!("{}\r\n.\r\nNOOP\r\n", "x".repeat(2000)));
-    assert_eq!(said, "552 5.3.4 Message size exceeds the limit\r\n250 2.0.0 Ok\r\n");
+    assert_eq!(
+        said,
+        "552 5.3.4 Message size exceeds the limit\r\n250 2.0.0 Ok\r\n"
+    );
     assert!(p.stored.is_empty());
 }
 
@@ -240,7 +311,10 @@ fn order_and_syntax_errors_have_their_codes() {
         let said = p.say(format!("{line}\r\n"));
         assert!(said.starts_with(code), "{line}: {said}");
     }
-    assert_eq!(p.say("NOOP\nNOOP\r\n"), "500 5.5.2 Bare CR or LF in command\r\n250 2.0.0 Ok\r\n");
+    assert_eq!(
+        p.say("NOOP\nNOOP\r\n"),
+        "500 5.5.2 Bare CR or LF in command\r\n250 2.0.0 Ok\r\n"
+    );
 }
 
 #[test]
@@ -249,7 +323,10 @@ fn s6_an_endless_line_costs_no_memory() {
     for _ in 0..1000 {
         assert_eq!(p.say(vec![b'a'; 10_000]), "");
     }
-    assert_eq!(p.say("\r\nNOOP\r\n"), "500 5.5.2 Line too long\r\n250 2.0.0 Ok\r\n");
+    assert_eq!(
+        p.say("\r\nNOOP\r\n"),
+        "500 5.5.2 Line too long\r\n250 2.0.0 Ok\r\n"
+    );
 }
 
 #[test]
@@ -277,7 +354,14 @@ fn an_unknown_outcome_closes_without_a_word() {
     s.input(b"x\r\n.\r\n");
     s.handle(Event::Body(BodyOutcome::Unknown));
     let actions: Vec<Action> = std::iter::from_fn(|| s.poll_action()).collect();
-    assert_eq!(actions, [Action::BodyData(Bytes::from_static(b"x\r\n")), Action::BodyEnd, Action::Close]);
+    assert_eq!(
+        actions,
+        [
+            Action::BodyData(Bytes::from_static(b"x\r\n")),
+            Action::BodyEnd,
+            Action::Close
+        ]
+    );
 }
 
 proptest! {
