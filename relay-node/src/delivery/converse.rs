@@ -127,6 +127,7 @@ impl Connection {
         };
         let (mut stuffer, mut ends, mut out) =
             (DotStuffer::default(), LineEnds::default(), BytesMut::new());
+        let mut octets = 0u64;
         loop {
             let piece = match timeout(options.block_timeout.0, body.next()).await {
                 Ok(Some(Ok(piece))) => piece,
@@ -134,6 +135,7 @@ impl Connection {
                 Ok(None) => break,
                 Err(_) => return unavailable("no piece within the deadline"),
             };
+            octets += piece.len() as u64;
             if !ends.clean(&piece) {
                 return malformed(lease);
             }
@@ -145,6 +147,9 @@ impl Connection {
                 return Ending::Lost(why);
             }
             out.clear();
+        }
+        if octets != lease.size {
+            return unavailable("the stream ended early or late");
         }
         if !ends.complete() {
             return malformed(lease);

@@ -284,7 +284,7 @@ impl<C: ControlPlane> Courier<C> {
                     if connection.reusable() && connection.transactions() < limit {
                         self.pool.put(key, connection);
                     } else {
-                        connection.quit(&self.options).await;
+                        self.pool.retire(connection);
                     }
                     return Ok(outcomes);
                 }

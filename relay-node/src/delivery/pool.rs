@@ -18,6 +18,8 @@ pub(crate) struct PoolKey {
 pub(crate) struct Pool {
     hold: Duration,
     idle: Mutex<HashMap<PoolKey, Vec<(Instant, Connection)>>>,
+    /// Done with; they wait for their QUIT, so that no report waits for it.
+    retired: Mutex<Vec<Connection>>,
 }
 
 impl Pool {
@@ -25,7 +27,8 @@ impl Pool {
     pub(crate) fn new(hold: Duration) -> Self {
         Self {
             hold,
-            idle: Mutex::new(HashMap::new()),
+            idle: Mutex::default(),
+            retired: Mutex::default(),
         }
     }
 
@@ -52,10 +55,18 @@ impl Pool {
             .push((until, connection));
     }
 
+    /// It will carry nothing more.
+    pub(crate) fn retire(&self, connection: Connection) {
+        self.retired
+            .lock()
+            .expect("no panic while held")
+            .push(connection);
+    }
+
     /// Removes those whose time is over; the caller says QUIT on them.
     pub(crate) fn expired(&self) -> Vec<Connection> {
         let now = Instant::now();
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut *self.retired.lock().expect("no panic while held"));
         let mut idle = self.idle.lock().expect("no panic while held");
         idle.retain(|_, waiting| {
             out.extend(
@@ -70,10 +81,13 @@ impl Pool {
 
     /// Removes all of them; the caller says QUIT on them.
     pub(crate) fn drain(&self) -> Vec<Connection> {
+        let mut out = std::mem::take(&mut *self.retired.lock().expect("no panic while held"));
         let idle = std::mem::take(&mut *self.idle.lock().expect("no panic while held"));
-        idle.into_values()
-            .flatten()
-            .map(|(_, connection)| connection)
-            .collect()
+        out.extend(
+            idle.into_values()
+                .flatten()
+                .map(|(_, connection)| connection),
+        );
+        out
     }
 }

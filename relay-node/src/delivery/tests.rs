@@ -489,13 +489,15 @@ async fn content_arrives_octet_for_octet_however_it_is_cut() {
     let content: &'static [u8] = b".\r\n..\r\n\r\n.a\r\nb.\r\n...\r\nend\r\n.\r\n";
     let stuffed = b"..\r\n...\r\n\r\n..a\r\nb.\r\n....\r\nend\r\n..\r\n.\r\n";
     let server = FakeServer::start(Script::good(StartTls::Good(certificate))).await;
+    let mut message = lease(&[BOB]);
+    message.size = content.len() as u64;
     for cut in 1..content.len() {
         let setup = Setup {
             body: pieces(content.chunks(cut).collect()),
             ..Setup::route_to(server.address, &authority.roots)
         };
         assert_eq!(
-            setup.build().deliver(lease(&[BOB])).await[0].kind,
+            setup.build().deliver(message.clone()).await[0].kind,
             OutcomeKind::Delivered
         );
         assert_eq!(
@@ -541,6 +543,23 @@ async fn large_content_streams_in_bounded_memory() {
         "{} octets under way",
         widest.load(Ordering::SeqCst)
     );
+}
+
+#[tokio::test]
+async fn content_of_another_length_or_with_bare_line_ends_is_not_ended() {
+    let (authority, certificate) = valid();
+    let server = FakeServer::start(Script::good(StartTls::Good(certificate))).await;
+    for (content, kind) in [
+        (&b"twenty octets only\r\n"[..], OutcomeKind::Deferred),
+        (b"0123456789\n.\n23456789\r\n", OutcomeKind::Failed),
+    ] {
+        let setup = Setup {
+            body: pieces(vec![content]),
+            ..Setup::route_to(server.address, &authority.roots)
+        };
+        assert_eq!(setup.build().deliver(lease(&[BOB])).await[0].kind, kind);
+    }
+    server.seen(|s| assert!(s.contents.iter().all(|c| !c.ends_with(b"\r\n.\r\n"))));
 }
 
 #[tokio::test]
@@ -606,6 +625,7 @@ async fn a_lease_is_renewed_every_third_and_without_renewal_the_attempt_ends() {
         (Renewal::Unknown, false),
     ] {
         let mut message = lease(&[BOB]);
+        message.size = 6;
         message.length = Duration::from_millis(300);
         let clock = LeaseClock::new(Instant::now() + Duration::from_secs(1), message.length);
         let renewals = tokio::sync::watch::Sender::new(0u64);
