@@ -79,9 +79,9 @@ pub struct RaftConfig {
 impl Default for RaftConfig {
     fn default() -> Self {
         Self {
-            heartbeat: ConfigSpan(Duration::from_millis(200)),
-            election_min: ConfigSpan(Duration::from_millis(1000)),
-            election_max: ConfigSpan(Duration::from_millis(2000)),
+            heartbeat: ConfigSpan(Duration::from_millis(150)),
+            election_min: ConfigSpan(Duration::from_millis(600)),
+            election_max: ConfigSpan(Duration::from_millis(1200)),
             keep_entries: 512,
         }
     }

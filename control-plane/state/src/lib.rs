@@ -20,6 +20,9 @@ pub mod queries;
 mod records;
 mod shard;
 mod tables;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests;
 
 pub use apply::{Effect, apply};
 pub use tables::{MemoryTables, ReadTables, Table, TableError, WriteTables};

@@ -25,6 +25,9 @@ mod log;
 mod snapshot;
 mod store;
 mod syncer;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
 mod transaction;
 
 pub use error::StoreError;

@@ -7,7 +7,9 @@
 use crate::{
     error::StoreError,
     group::GroupStore,
-    layout::{BODY, BODY_GC, META, Meta, SM, frame, index_key, meta_key, sm_key, unframe},
+    layout::{
+        BODY, BODY_GC, META, Meta, SM, frame, index_key, meta_key, put_bytes, sm_key, unframe,
+    },
     transaction::Applied,
 };
 use bytes::Bytes;
@@ -162,21 +164,28 @@ impl GroupStore {
 
     /// Replaces the group's state by a staged snapshot. Synced when it returns.
     pub fn install(&self, staged: StagedSnapshot, applied: Applied) -> Result<(), StoreError> {
+        self.mark_installing(&staged, &applied)?;
+        self.load(&staged.path, &applied)
+    }
+
+    /// From here on the install is redone from the file after a crash.
+    pub(crate) fn mark_installing(
+        &self,
+        staged: &StagedSnapshot,
+        applied: &Applied,
+    ) -> Result<(), StoreError> {
         let name = staged
             .path
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let mut marker = applied.encode();
-        let len = u32::try_from(marker.len()).unwrap_or(u32::MAX);
-        marker.extend_from_slice(name.as_bytes());
-        let mut payload = len.to_be_bytes().to_vec();
-        payload.extend_from_slice(&marker);
+        let mut payload = Vec::new();
+        put_bytes(&mut payload, &applied.encode());
+        payload.extend_from_slice(name.as_bytes());
         let mut batch = WriteBatch::default();
         self.put_meta(&mut batch, Meta::Installing, &payload);
         self.core.write(batch)?;
-        self.core.sync()?;
-        self.load(&staged.path, &applied)
+        self.core.sync()
     }
 
     /// Idempotent: wipes, loads, and only then removes marker and file.

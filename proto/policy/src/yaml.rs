@@ -363,7 +363,7 @@ fn ms(n: u64) -> String {
         ("m", 60_000),
         ("s", 1000),
     ] {
-        if n % size == 0 {
+        if n.is_multiple_of(size) {
             return format!("{}{unit}", n / size);
         }
     }

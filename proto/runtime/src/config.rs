@@ -51,11 +51,18 @@ pub fn load<T: DeserializeOwned + Validate>(path: &Path) -> Result<T, ConfigErro
 }
 
 fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, ConfigError> {
-    let value: T = serde_saphyr::from_str(text).map_err(|e| ConfigError {
-        file: Some(file.to_owned()),
-        line: e.location().map(|l| l.line()),
-        field: String::new(),
-        reason: e.without_snippet().to_string(),
+    let value: T = serde_saphyr::from_str(text).map_err(|e| {
+        let at = e.location();
+        let field = at
+            .and_then(|l| field_at(text, l.line(), l.column()))
+            .map(|f| format!("{f}: "))
+            .unwrap_or_default();
+        ConfigError {
+            file: Some(file.to_owned()),
+            line: at.map(|l| l.line()),
+            field,
+            reason: e.without_snippet().to_string(),
+        }
     })?;
     value.validate().map_err(|e| {
         let name = e
@@ -77,6 +84,25 @@ fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, Co
         }
     })?;
     Ok(value)
+}
+
+/// The key whose value stands at a position (both from 1): the last `key:` on that line that begins there or before.
+fn field_at(text: &str, line: u64, column: u64) -> Option<String> {
+    let line = text
+        .lines()
+        .nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
+    let column = usize::try_from(column).ok()?;
+    let mut found = None;
+    for (at, _) in line.match_indices(':') {
+        let begin = line[..at]
+            .rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .map_or(0, |n| n + 1);
+        let name = &line[begin..at];
+        if !name.is_empty() && begin < column && line[at + 1..].starts_with([' ', '\t']) {
+            found = Some(name.to_owned());
+        }
+    }
+    found
 }
 
 /// Octets: `1024`, `64KiB`, `256MiB`, `1GiB`.
@@ -207,6 +233,13 @@ mod tests {
         let e = parse::<Example>("bodyBudget: much\nlease: 3s\n", "f.yaml")
             .unwrap_err()
             .to_string();
-        assert!(e.contains("line 1") && e.contains("much"), "{e}");
+        assert!(
+            e.contains("line 1: bodyBudget: ") && e.contains("much"),
+            "{e}"
+        );
+        let e = parse::<Example>("{ bodyBudget: 1MiB, lease: soon }\n", "f.yaml")
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("line 1: lease: ") && e.contains("soon"), "{e}");
     }
 }

@@ -1,0 +1,505 @@
+//! The store's promises, by pitfall.
+use crate::*;
+use bytes::Bytes;
+use proptest::prelude::*;
+use sealane_state::{ReadTables, Table, WriteTables};
+use sealane_types::GroupId;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+};
+
+fn open(dir: &Path) -> Store {
+    let options = Options {
+        on_fatal: Arc::new(|_| ()),
+        cache: 1 << 20,
+        write_buffers: 16 << 20,
+    };
+    Store::open(dir, options).unwrap()
+}
+
+fn identity() -> NodeIdentity {
+    NodeIdentity {
+        cluster_id: "c".into(),
+        cluster_name: "n".into(),
+        node_id: 1,
+        shards: 2,
+        replicas: 3,
+    }
+}
+
+fn at(index: u64) -> LogPosition {
+    LogPosition {
+        term: 1,
+        node: 1,
+        index,
+    }
+}
+
+fn entry(index: u64, body: &'static [u8]) -> StoredEntry {
+    let payload = StoredPayload::Command {
+        header: Bytes::from_static(b"header"),
+        body: Bytes::from_static(body),
+    };
+    StoredEntry {
+        position: at(index),
+        payload,
+    }
+}
+
+/// Appends and waits for the sync.
+fn append(g: &GroupStore, entries: Vec<StoredEntry>) {
+    let (tx, rx) = mpsc::channel();
+    g.append(entries, Box::new(move |r| tx.send(r).unwrap()))
+        .unwrap();
+    rx.recv().unwrap().unwrap();
+}
+
+fn vote(g: &GroupStore, term: u64) {
+    let (tx, rx) = mpsc::channel();
+    g.save_vote(
+        VoteRecord {
+            term,
+            node: 1,
+            committed: true,
+        },
+        Box::new(move |r| tx.send(r).unwrap()),
+    )
+    .unwrap();
+    rx.recv().unwrap().unwrap();
+}
+
+#[test]
+fn everything_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let s = open(dir.path());
+        s.set_identity(&identity()).unwrap();
+        assert_eq!(s.incarnation([7; 16]).unwrap(), [7; 16]);
+        let g = s.group(GroupId(1));
+        vote(&g, 3);
+        append(
+            &g,
+            vec![entry(1, b"one"), entry(2, b""), entry(3, b"three")],
+        );
+        s.shutdown();
+    }
+    let s = open(dir.path());
+    assert_eq!(s.identity().unwrap(), Some(identity()));
+    assert_eq!(
+        s.incarnation([8; 16]).unwrap(),
+        [7; 16],
+        "an incarnation is made once"
+    );
+    let g = s.group(GroupId(1));
+    assert_eq!(g.read_vote().unwrap().unwrap().term, 3);
+    assert_eq!(
+        g.read_entries(1, 4, usize::MAX).unwrap(),
+        [entry(1, b"one"), entry(2, b""), entry(3, b"three")]
+    );
+    assert_eq!(
+        g.log_state().unwrap(),
+        LogState {
+            purged: None,
+            last: Some(at(3))
+        }
+    );
+    assert_eq!(
+        s.group(GroupId(2)).log_state().unwrap(),
+        LogState::default()
+    );
+}
+
+#[test]
+fn p3_callbacks_run_in_the_order_of_submission_over_all_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (tx, rx) = mpsc::channel();
+    for n in 0..200u64 {
+        let (order, tx) = (order.clone(), tx.clone());
+        let g = s.group(GroupId(u32::try_from(n % 3).unwrap()));
+        g.append(
+            vec![entry(n / 3 + 1, b"x")],
+            Box::new(move |r| {
+                r.unwrap();
+                order.lock().unwrap().push(n);
+                tx.send(()).unwrap();
+            }),
+        )
+        .unwrap();
+    }
+    (0..200).for_each(|_| rx.recv().unwrap());
+    assert_eq!(*order.lock().unwrap(), (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn p4_after_a_failure_nothing_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let fatal = Arc::new(Mutex::new(0));
+    let seen = fatal.clone();
+    let options = Options {
+        on_fatal: Arc::new(move |_| *seen.lock().unwrap() += 1),
+        ..Options::default()
+    };
+    let s = Store::open(dir.path(), options).unwrap();
+    s.core.syncer.poison(&StoreError::Io("disk is gone".into()));
+    s.core.syncer.poison(&StoreError::Io("again".into()));
+    let g = s.group(GroupId(1));
+    assert!(matches!(
+        g.append(vec![entry(1, b"x")], Box::new(|_| ())),
+        Err(StoreError::Poisoned(_))
+    ));
+    assert!(matches!(
+        g.transaction().commit(),
+        Err(StoreError::Poisoned(_))
+    ));
+    assert_eq!(*fatal.lock().unwrap(), 1);
+}
+
+#[test]
+fn p10_truncate_and_purge_leave_a_log_without_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    append(&g, (1..=10).map(|i| entry(i, b"body")).collect());
+    g.truncate_after(Some(7)).unwrap();
+    assert_eq!(g.log_state().unwrap().last, Some(at(7)));
+    assert_eq!(g.read_body(8).unwrap(), None);
+    g.purge(at(3)).unwrap();
+    assert_eq!(
+        g.log_state().unwrap(),
+        LogState {
+            purged: Some(at(3)),
+            last: Some(at(7))
+        }
+    );
+    assert_eq!(g.read_entries(4, 8, usize::MAX).unwrap().len(), 4);
+    g.purge(at(7)).unwrap();
+    assert_eq!(
+        g.log_state().unwrap(),
+        LogState {
+            purged: Some(at(7)),
+            last: None
+        }
+    );
+    append(&g, vec![entry(8, b"next")]);
+    assert_eq!(g.log_state().unwrap().last, Some(at(8)));
+}
+
+#[test]
+fn p18_reads_are_bounded_by_octets_but_never_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    append(&g, (1..=5).map(|i| entry(i, b"0123456789")).collect());
+    assert_eq!(g.read_entries(1, 6, 1).unwrap().len(), 1);
+    assert_eq!(g.read_entries(1, 6, 120).unwrap().len(), 2);
+    assert_eq!(g.read_entries(1, 6, usize::MAX).unwrap().len(), 5);
+    assert!(g.read_entries(6, 9, 1).unwrap().is_empty());
+}
+
+#[test]
+fn a_body_lives_until_it_is_released_and_its_entry_is_purged() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    append(&g, (1..=4).map(|i| entry(i, b"body")).collect());
+    let release = |index| {
+        let mut t = g.transaction();
+        t.release_body(index);
+        t.commit().unwrap();
+    };
+    release(1);
+    assert!(
+        g.read_body(1).unwrap().is_some(),
+        "a follower may still need the entry"
+    );
+    g.purge(at(2)).unwrap();
+    assert!(g.read_body(1).unwrap().is_none(), "released and purged");
+    assert!(
+        g.read_body(2).unwrap().is_some(),
+        "purged, but a message refers to it"
+    );
+    release(2);
+    assert!(g.read_body(2).unwrap().is_none());
+}
+
+#[test]
+fn transactions_read_their_own_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    let mut t = g.transaction();
+    t.put(Table::Message, b"a", b"1");
+    t.put(Table::Message, b"b", b"2");
+    t.commit().unwrap();
+    let mut t = g.transaction();
+    t.delete(Table::Message, b"a");
+    t.put(Table::Message, b"c", b"3");
+    assert_eq!(t.get(Table::Message, b"a").unwrap(), None);
+    let keys: Vec<Bytes> = t
+        .scan(Table::Message, b"", b"", 10)
+        .unwrap()
+        .into_iter()
+        .map(|(k, _)| k)
+        .collect();
+    assert_eq!(keys, ["b", "c"]);
+    assert_eq!(t.scan(Table::Message, b"", b"", 1).unwrap().len(), 1);
+    assert!(t.scan(Table::Recipient, b"", b"", 10).unwrap().is_empty());
+    drop(t);
+    assert!(
+        g.reader().get(Table::Message, b"a").unwrap().is_some(),
+        "dropped, not committed"
+    );
+}
+
+#[test]
+fn p6_a_volume_that_forgot_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy");
+    let live = dir.path().join("live");
+    {
+        let s = open(&live);
+        s.set_identity(&identity()).unwrap();
+        vote(&s.group(GroupId(1)), 1);
+        append(&s.group(GroupId(1)), vec![entry(1, b"x")]);
+        s.shutdown();
+    }
+    // An old image of the database is put back behind the node's newest promise.
+    assert!(
+        std::process::Command::new("cp")
+            .arg("-a")
+            .arg(live.join("db"))
+            .arg(&copy)
+            .status()
+            .unwrap()
+            .success()
+    );
+    {
+        let s = open(&live);
+        append(&s.group(GroupId(1)), vec![entry(2, b"y")]);
+        s.shutdown();
+    }
+    std::fs::remove_dir_all(live.join("db")).unwrap();
+    std::fs::rename(&copy, live.join("db")).unwrap();
+    let options = Options {
+        on_fatal: Arc::new(|_| ()),
+        ..Options::default()
+    };
+    let e = Store::open(&live, options).unwrap_err();
+    assert!(matches!(e, StoreError::Lost { group: 1, .. }), "{e}");
+    assert!(e.to_string().contains("must not vote"), "{e}");
+}
+
+#[test]
+fn a_truncated_log_is_not_mistaken_for_a_lost_one() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let s = open(dir.path());
+        s.set_identity(&identity()).unwrap();
+        let g = s.group(GroupId(1));
+        vote(&g, 1);
+        append(&g, (1..=5).map(|i| entry(i, b"x")).collect());
+        g.truncate_after(Some(2)).unwrap();
+        s.shutdown();
+    }
+    assert_eq!(
+        open(dir.path()).group(GroupId(1)).log_state().unwrap().last,
+        Some(at(2))
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_a_record_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    append(&g, vec![entry(1, b"x")]);
+    let key = crate::layout::index_key(GroupId(1), 1);
+    let mut value = s
+        .core
+        .db
+        .get_cf(s.core.cf("raft_log"), key)
+        .unwrap()
+        .unwrap();
+    value[9] ^= 1;
+    s.core.db.put_cf(s.core.cf("raft_log"), key, value).unwrap();
+    assert!(matches!(
+        g.read_entries(1, 2, 100),
+        Err(StoreError::Corrupt { .. })
+    ));
+}
+
+#[test]
+fn records_are_as_in_the_disk_format() {
+    let hex = |b: &[u8]| crate::layout::hex(b);
+    assert_eq!(
+        hex(&crate::layout::index_key(GroupId(3), 258)),
+        "000000030000000000000102"
+    );
+    assert_eq!(
+        hex(&crate::layout::sm_key(GroupId(3), 2, b"k")),
+        "00000003026b"
+    );
+    assert_eq!(
+        hex(&crate::layout::frame(&[b"payload"])),
+        "017061796c6f6164b0ccc98a"
+    );
+    assert_eq!(
+        hex(&crate::log::encode_entry_prefix(&entry(9, b"abc"))),
+        "00000000000000010000000000000001000000000000000902000000 03".replace(' ', "")
+    );
+}
+
+fn filled(dir: &Path) -> (Store, Applied) {
+    let s = open(dir);
+    let g = s.group(GroupId(1));
+    append(
+        &g,
+        (1..=20)
+            .map(|i| entry(i, b"a body of some length"))
+            .collect(),
+    );
+    let applied = Applied {
+        last: Some(at(15)),
+        membership_at: Some(at(1)),
+        membership: Bytes::from_static(b"m"),
+    };
+    let mut t = g.transaction();
+    (0..50u8).for_each(|n| t.put(Table::Message, &[n], &[n; 9]));
+    t.release_body(4);
+    t.set_applied(applied.clone());
+    t.commit().unwrap();
+    (s, applied)
+}
+
+fn transfer(from: &GroupStore, to: &GroupStore) -> (StagedSnapshot, Applied) {
+    let (mut stage, mut applied, mut done) = (Some(to.stage_snapshot().unwrap()), None, None);
+    from.export::<StoreError>(|part| {
+        match part {
+            Export::Start(a) => applied = Some(a),
+            Export::Batch(records, crc) => stage.as_mut().unwrap().write(&records, crc)?,
+            Export::End(n, sha) => done = Some(stage.take().unwrap().finish(n, &sha)?),
+        }
+        Ok(())
+    })
+    .unwrap();
+    (done.unwrap(), applied.unwrap())
+}
+
+#[test]
+fn p11_a_snapshot_carries_state_and_live_bodies() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, applied) = filled(a.path());
+    let to = open(b.path());
+    let g = to.group(GroupId(1));
+    append(&g, vec![entry(1, b"stale")]);
+    let (staged, carried) = transfer(&from.group(GroupId(1)), &g);
+    assert_eq!(carried, applied);
+    g.install(staged, carried).unwrap();
+    assert_eq!(g.applied().unwrap(), applied);
+    assert_eq!(
+        g.reader()
+            .scan(Table::Message, b"", b"", 100)
+            .unwrap()
+            .len(),
+        50
+    );
+    assert_eq!(g.read_body(3).unwrap().unwrap(), "a body of some length");
+    assert!(
+        g.read_body(4).unwrap().is_none(),
+        "released bodies are not sent"
+    );
+    assert!(
+        g.read_body(16).unwrap().is_none(),
+        "not applied: the log brings it"
+    );
+}
+
+#[test]
+fn p11_an_interrupted_install_is_finished_at_the_next_start() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, applied) = filled(a.path());
+    {
+        let to = open(b.path());
+        to.set_identity(&identity()).unwrap();
+        let g = to.group(GroupId(1));
+        let (staged, carried) = transfer(&from.group(GroupId(1)), &g);
+        g.mark_installing(&staged, &carried).unwrap();
+        // Killed here: marker durable, nothing loaded.
+    }
+    let to = open(b.path());
+    let g = to.group(GroupId(1));
+    assert_eq!(g.applied().unwrap(), applied);
+    assert_eq!(
+        g.reader()
+            .scan(Table::Message, b"", b"", 100)
+            .unwrap()
+            .len(),
+        50
+    );
+    let left = std::fs::read_dir(b.path()).unwrap().filter(|e| {
+        e.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("snapshot-")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_before_anything_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    let record = SnapshotRecord {
+        table: 1,
+        key: Bytes::from_static(b"k"),
+        value: Bytes::from_static(b"v"),
+    };
+    assert!(
+        g.stage_snapshot()
+            .unwrap()
+            .write(std::slice::from_ref(&record), 1)
+            .is_err()
+    );
+    assert!(g.stage_snapshot().unwrap().finish(1, &[0; 32]).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Appends, truncations and purges against a vector.
+    #[test]
+    fn the_log_is_a_vector(steps in prop::collection::vec((0u8..3, 0u64..12), 1..30)) {
+        let dir = tempfile::tempdir().unwrap();
+        let s = open(dir.path());
+    let g = s.group(GroupId(1));
+        let (mut first, mut next) = (1u64, 1u64);
+        for (what, n) in steps {
+            match what {
+                0 => {
+                    append(&g, (next..=next + n % 4).map(|i| entry(i, b"b")).collect());
+                    next += n % 4 + 1;
+                }
+                1 if next > first => {
+                    let keep = first + n % (next - first);
+                    g.truncate_after(Some(keep)).unwrap();
+                    next = keep + 1;
+                }
+                2 if next > first => {
+                    let upto = first + n % (next - first);
+                    g.purge(at(upto)).unwrap();
+                    first = upto + 1;
+                }
+                _ => {}
+            }
+            let got: Vec<u64> = g.read_entries(first, next, usize::MAX).unwrap().iter().map(|e| e.position.index).collect();
+            prop_assert_eq!(got, (first..next).collect::<Vec<_>>());
+            let state = g.log_state().unwrap();
+            prop_assert_eq!(state.purged.map_or(0, |p| p.index) + 1, first);
+            prop_assert_eq!(state.last.map(|l| l.index), (next > first).then_some(next - 1));
+        }
+    }
+}
