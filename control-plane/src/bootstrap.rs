@@ -56,7 +56,7 @@ pub(crate) async fn identity(
                 Ok(None) => {}
                 Err(e) => {
                     member_seen |= e.downcast_ref::<NotYet>().is_some();
-                    if round % 20 == 0 {
+                    if round.is_multiple_of(20) {
                         tracing::info!(peer = %address, reason = %format!("{e:#}"), "cannot join through this peer yet");
                     }
                 }

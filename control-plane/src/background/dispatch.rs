@@ -303,7 +303,7 @@ impl Dispatcher {
             }
         }
         let now = now_ms();
-        for (id, _) in &self.state.shards {
+        for id in self.state.shards.keys() {
             if let Some(group) = self.groups.group(*id) {
                 let reader = group.store().reader();
                 let depth = queries::count(&reader).unwrap_or(0);
