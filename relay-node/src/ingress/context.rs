@@ -1,0 +1,82 @@
+//! What all connections share.
+use super::{authenticator::Authenticator, budget::BodyBudget, tls::server_tls};
+use crate::{
+    config::{RelayNodeConfig, SessionLimits},
+    metrics::IngressMetrics,
+};
+use sealane_client::SubmitClient;
+use sealane_policy::PolicySnapshot;
+use sealane_smtp::server::{Listener, ServerConfig};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+/// One per process.
+#[derive(Debug)]
+pub struct IngressContext {
+    pub(super) relay: String,
+    pub(super) hostname: String,
+    pub(super) limits: SessionLimits,
+    pub(super) drain_timeout: Duration,
+    pub(super) tls: Acceptor,
+    pub(super) submit: SubmitClient,
+    pub(super) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    pub(super) authenticator: Authenticator,
+    pub(super) budget: BodyBudget,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) metrics: IngressMetrics,
+    max_size: u64,
+}
+
+/// `TlsAcceptor` prints nothing useful.
+pub(super) struct Acceptor(pub(super) TlsAcceptor);
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+impl IngressContext {
+    /// Fails when the certificate cannot be used.
+    pub fn new(
+        config: &RelayNodeConfig,
+        submit: SubmitClient,
+        policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+        metrics: IngressMetrics,
+    ) -> anyhow::Result<Self> {
+        let tls = server_tls(&config.certificate)?;
+        Ok(Self {
+            relay: config.name.clone(),
+            hostname: config.hostname.clone(),
+            limits: config.sessions.clone(),
+            drain_timeout: config.drain_timeout.0,
+            tls: Acceptor(TlsAcceptor::from(tls)),
+            submit,
+            policy,
+            authenticator: Authenticator::new()?,
+            budget: BodyBudget::new(config.body_budget.0, metrics.body_bytes().clone()),
+            connections: Arc::new(Semaphore::new(config.connections)),
+            metrics,
+            max_size: config.max_message_size.0,
+        })
+    }
+
+    /// The rules of one listener.
+    pub(super) fn session_config(&self, listener: Listener) -> Arc<ServerConfig> {
+        Arc::new(ServerConfig {
+            hostname: self.hostname.clone(),
+            listener,
+            max_size: self.max_size,
+            max_recipients: self.limits.recipients,
+            max_line: self.limits.command_line,
+            max_errors: self.limits.errors,
+            max_auth_failures: self.limits.auth_failures,
+        })
+    }
+
+    /// The policy in force.
+    pub(super) fn policy(&self) -> Option<Arc<PolicySnapshot>> {
+        self.policy.borrow().clone()
+    }
+}

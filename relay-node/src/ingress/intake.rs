@@ -1,0 +1,385 @@
+//! A message body between the peer and the queue.
+//!
+//! Up to 1 MiB it is kept whole and travels with the envelope. Longer ones leave piece by piece as
+//! they fill, and their memory is free when the queue acknowledged them: a connection holds about
+//! 3 MiB at most. Memory is paid for from the budget before the peer is read. Who cannot get more
+//! within a second sends off what it has as a shorter piece, so that connections which all hold half
+//! a piece never wait for each other.
+use super::{
+    budget::{BodyBudget, Paid},
+    header_scan::HeaderScan,
+    received::Header,
+};
+use crate::metrics::Refusal;
+use bytes::{Buf, Bytes, BytesMut};
+use sealane_client::{Content, Submission, SubmitClient, SubmitError, Upload, UploadError, new_id};
+use sealane_smtp::{Durable, server::BodyOutcome};
+use sealane_types::{CHUNK_SIZE, MessageId, Reply, ShardId, TraceContext};
+use sealane_wire::v1;
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Octets of the first buffer of a body, and of every further piece's.
+const FIRST: usize = 16 << 10;
+/// Read when less room is left than this.
+const LITTLE: usize = 4 << 10;
+/// Most octets that one read may bring.
+pub(super) const READ: usize = 64 << 10;
+/// A half-full piece is sent off when no more memory is to be had within this.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+/// From the final dot (or a piece's end) to the reply.
+const ENQUEUE: Duration = Duration::from_secs(30);
+/// A first proposal after this would leave no time to settle it.
+const SETTLE: Duration = Duration::from_secs(6);
+/// Received fields, ours not counted (RFC 5321 section 6.3 asks for at least 100 in servers that count; loops are
+/// caught sooner here).
+const HOPS: u32 = 50;
+
+/// The body will not be accepted.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    pub(super) reply: Reply,
+    pub(super) why: Refusal,
+}
+
+/// How the message ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) id: MessageId,
+    pub(super) size: u64,
+    pub(super) outcome: BodyOutcome,
+    pub(super) why: Option<Refusal>,
+}
+
+#[derive(Debug)]
+pub(super) struct Intake {
+    submit: SubmitClient,
+    budget: BodyBudget,
+    budget_timeout: Duration,
+    trace: TraceContext,
+    id: MessageId,
+    /// Where the id stands in the first piece.
+    id_at: usize,
+    buffer: BytesMut,
+    paid: Option<Paid>,
+    capacity: usize,
+    size: u64,
+    scan: HeaderScan,
+    upload: Option<Upload>,
+    digest: Sha256,
+    failed: Option<Failed>,
+}
+
+/// An id on a shard with a leader; on any shard if there is none: it is replaced when one comes up.
+pub(super) fn choose_id(submit: &SubmitClient) -> MessageId {
+    let shard = submit
+        .choose_shard()
+        .or_else(|| ShardId::new(1))
+        .expect("1 is a shard number");
+    new_id(shard)
+}
+
+fn no_memory() -> Failed {
+    Failed {
+        reply: Reply::new(
+            452,
+            (4, 3, 1),
+            "Insufficient system storage, try again later",
+        ),
+        why: Refusal::Resources,
+    }
+}
+
+fn no_queue() -> Failed {
+    Failed {
+        reply: Reply::new(451, (4, 3, 0), "Mail queue not available, try again later"),
+        why: Refusal::Queue,
+    }
+}
+
+impl Intake {
+    /// `header` is our trace header for `id`. Waits for the first piece of memory.
+    pub(super) async fn begin(
+        submit: SubmitClient,
+        budget: BodyBudget,
+        budget_timeout: Duration,
+        trace: TraceContext,
+        id: MessageId,
+        header: &Header,
+    ) -> Result<Self, Failed> {
+        let paid = budget
+            .pay(FIRST, budget_timeout)
+            .await
+            .ok_or_else(no_memory)?;
+        let mut buffer = BytesMut::with_capacity(FIRST);
+        buffer.extend_from_slice(header.text.as_bytes());
+        Ok(Self {
+            submit,
+            budget,
+            budget_timeout,
+            trace,
+            id,
+            id_at: header.id_at,
+            size: buffer.len() as u64,
+            buffer,
+            paid: Some(paid),
+            capacity: FIRST,
+            scan: HeaderScan::new(),
+            upload: None,
+            digest: Sha256::new(),
+            failed: None,
+        })
+    }
+
+    /// How many octets may be read from the peer now; waits for memory.
+    pub(super) async fn room(&mut self) -> usize {
+        if self.failed.is_some() {
+            return READ;
+        }
+        if self.capacity.saturating_sub(self.buffer.len()) < LITTLE && self.capacity < CHUNK_SIZE {
+            self.grow().await;
+        }
+        let left = self.capacity.saturating_sub(self.buffer.len());
+        // A full piece leaves when the next octet comes.
+        if left == 0 || self.failed.is_some() {
+            READ
+        } else {
+            left.min(READ)
+        }
+    }
+
+    async fn grow(&mut self) {
+        let target = (self.capacity * 2).min(CHUNK_SIZE);
+        if let Some(more) = self.budget.pay(target - self.capacity, IMPATIENCE).await {
+            match &mut self.paid {
+                Some(paid) => paid.merge(more),
+                None => self.paid = Some(more),
+            }
+            self.capacity = target;
+            // Exactly what is paid.
+            let mut bigger = BytesMut::with_capacity(target.max(self.buffer.len()));
+            bigger.extend_from_slice(&self.buffer);
+            self.buffer = bigger;
+        } else if let Err(e) = self.flush().await {
+            self.fail(e);
+        }
+    }
+
+    /// The next octets of the message.
+    pub(super) async fn append(&mut self, mut octets: Bytes) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.scan.feed(&octets);
+        self.size = self.size.saturating_add(octets.len() as u64);
+        while !octets.is_empty() {
+            if self.buffer.len() >= CHUNK_SIZE
+                && let Err(e) = self.flush().await
+            {
+                return self.fail(e);
+            }
+            let n = octets.len().min(CHUNK_SIZE - self.buffer.len());
+            self.buffer.extend_from_slice(&octets[..n]);
+            octets.advance(n);
+        }
+    }
+
+    fn fail(&mut self, why: Failed) {
+        self.failed = Some(why);
+        self.buffer = BytesMut::new();
+        self.paid = None;
+        self.upload = None;
+    }
+
+    /// Sends off what is in the buffer and starts another.
+    async fn flush(&mut self) -> Result<(), Failed> {
+        self.send_piece().await?;
+        self.paid = Some(
+            self.budget
+                .pay(FIRST, self.budget_timeout)
+                .await
+                .ok_or_else(no_memory)?,
+        );
+        self.capacity = FIRST;
+        self.buffer = BytesMut::with_capacity(FIRST);
+        Ok(())
+    }
+
+    async fn send_piece(&mut self) -> Result<(), Failed> {
+        let piece = std::mem::take(&mut self.buffer).freeze();
+        let paid = self.paid.take();
+        if piece.is_empty() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + ENQUEUE;
+        if let Some(upload) = &mut self.upload {
+            self.digest.update(&piece);
+            return upload
+                .push(piece, paid, deadline)
+                .await
+                .map_err(|e| upload_failed(self.id, &e));
+        }
+        // The first piece decides the shard: until it is durable the id may change.
+        let mut piece = piece;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let mut upload = self.submit.begin_upload(self.id, self.trace.clone());
+            match upload.push(piece.clone(), (), deadline).await {
+                Ok(()) => {
+                    self.digest.update(&piece);
+                    self.upload = Some(upload);
+                    return Ok(());
+                }
+                Err(UploadError::NotProposed(_)) => {
+                    if !self.move_on(deadline, &mut pause).await {
+                        return Err(no_queue());
+                    }
+                    piece = rename(&piece, self.id_at, self.id);
+                }
+                Err(e) => return Err(upload_failed(self.id, &e)),
+            }
+        }
+    }
+
+    /// Takes another shard and id after a proposal that was none; false when there is no time left.
+    async fn move_on(&mut self, deadline: Instant, pause: &mut Duration) -> bool {
+        sleep(*pause).await;
+        *pause = (*pause * 2).min(Duration::from_millis(500));
+        let until = deadline.checked_sub(SETTLE).unwrap_or(deadline);
+        if Instant::now() >= until {
+            return false;
+        }
+        let Some(shard) = self.submit.led_shard(until).await else {
+            return false;
+        };
+        tracing::debug!(from = %self.id, shard = %shard, "shard without leader: another one is taken");
+        self.id = new_id(shard);
+        true
+    }
+
+    /// After the final dot: durable, refused, or unknown.
+    pub(super) async fn finish(mut self, envelope: v1::Envelope, entry: v1::EntryRecord) -> Ended {
+        let (outcome, why) = match self.settle(envelope, entry).await {
+            Ok(outcome) => (outcome, None),
+            Err(f) => (BodyOutcome::Reply(f.reply), Some(f.why)),
+        };
+        Ended {
+            id: self.id,
+            size: self.size,
+            outcome,
+            why,
+        }
+    }
+
+    async fn settle(
+        &mut self,
+        envelope: v1::Envelope,
+        entry: v1::EntryRecord,
+    ) -> Result<BodyOutcome, Failed> {
+        if self.scan.received() > HOPS {
+            let reply = Reply::new(554, (5, 4, 6), "Too many hops");
+            return Err(Failed {
+                reply,
+                why: Refusal::Content,
+            });
+        }
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        let deadline = Instant::now() + ENQUEUE;
+        let mut submission = Submission {
+            id: self.id,
+            envelope,
+            entry,
+            trace: self.trace.clone(),
+            size: self.size,
+            sha256: [0; 32],
+            content: Content::Uploaded { chunks: 0 },
+        };
+        if self.upload.is_some() {
+            self.send_piece().await?;
+            let chunks = match &mut self.upload {
+                Some(upload) => upload
+                    .finish()
+                    .await
+                    .map_err(|e| upload_failed(self.id, &e))?,
+                None => 0,
+            };
+            submission.content = Content::Uploaded { chunks };
+            submission.sha256 = self.digest.clone().finalize().into();
+            return self.outcome(self.submit.submit(submission, deadline).await);
+        }
+        let mut body = std::mem::take(&mut self.buffer).freeze();
+        let _paid = self.paid.take();
+        let mut pause = Duration::from_millis(20);
+        loop {
+            submission.id = self.id;
+            submission.sha256 = Sha256::digest(&body).into();
+            submission.content = Content::Inline(body.clone());
+            match self.submit.submit(submission.clone(), deadline).await {
+                Err(SubmitError::NotProposed(_)) => {
+                    if !self.move_on(deadline, &mut pause).await {
+                        return Err(no_queue());
+                    }
+                    body = rename(&body, self.id_at, self.id);
+                }
+                settled => return self.outcome(settled),
+            }
+        }
+    }
+
+    fn outcome(
+        &self,
+        settled: Result<sealane_client::Durable, SubmitError>,
+    ) -> Result<BodyOutcome, Failed> {
+        match settled {
+            Ok(durable) => Ok(BodyOutcome::Durable(Durable::acknowledged(durable.id()))),
+            Err(SubmitError::Unknown) => Ok(BodyOutcome::Unknown),
+            Err(SubmitError::StorageFull) => Err(no_memory()),
+            Err(e @ SubmitError::Rejected(_)) => {
+                // Our mistake, not the client's: it keeps the message.
+                tracing::error!(message.id = %self.id, error = %e, "the queue rejects a message");
+                Err(no_queue())
+            }
+            Err(e @ (SubmitError::NotProposed(_) | SubmitError::Transient(_))) => {
+                tracing::debug!(message.id = %self.id, error = %e, "not enqueued");
+                Err(no_queue())
+            }
+        }
+    }
+}
+
+/// The same octets with another id in our header.
+fn rename(body: &Bytes, at: usize, id: MessageId) -> Bytes {
+    let mut octets = BytesMut::from(&body[..]);
+    let id = id.to_string();
+    if let Some(place) = octets.get_mut(at..at + id.len()) {
+        place.copy_from_slice(id.as_bytes());
+    }
+    octets.freeze()
+}
+
+fn upload_failed(id: MessageId, e: &UploadError) -> Failed {
+    match e {
+        UploadError::StorageFull => no_memory(),
+        UploadError::Rejected(_) => {
+            tracing::error!(message.id = %id, error = %e, "the queue rejects a piece of a message");
+            no_queue()
+        }
+        UploadError::NotProposed(_) | UploadError::Transient(_) => no_queue(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_id_is_written_over_the_old_one() {
+        let id = |n| MessageId::new(ShardId::new(n).expect("in range"), 5, [9; 9]);
+        let text = format!("id {};\r\nbody", id(1));
+        let renamed = rename(&Bytes::from(text), 3, id(2));
+        assert_eq!(renamed, format!("id {};\r\nbody", id(2)));
+    }
+}
