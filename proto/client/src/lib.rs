@@ -21,6 +21,9 @@ mod leaders;
 mod members;
 mod policy_watch;
 mod submit;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
 
 pub use deliver::{BodyStream, DeliverClient, FetchError, LeasedWork, Renewal};
 pub use members::{Dial, Members, mtls};
