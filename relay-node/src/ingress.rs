@@ -25,6 +25,9 @@ mod intake;
 mod listener;
 mod received;
 mod stream;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
 mod tls;
 mod transaction;
 

@@ -41,7 +41,8 @@ pub(crate) fn refused(field: &str, reason: impl ToString) -> Answer {
 
 /// Applies the entry at `index`. `header` is an encoded [`v1::Command`]; `body_len` octets are stored under `index`.
 ///
-/// Foreign bytes are refused, not an error; [`TableError`] means that storage failed.
+/// Foreign bytes are refused, not an error; [`TableError`] means that storage failed. A refused
+/// command changes nothing but the group's clock; undecodable bytes change nothing at all.
 pub fn apply(
     tables: &mut impl WriteTables,
     group: GroupId,
@@ -57,15 +58,16 @@ pub fn apply(
             now_ms,
             op: Some(op),
         }) => {
-            let now = advance_clock(tables, now_ms)?;
+            let now = advance_clock(tables, group, now_ms, witness(&op))?;
             let mut step = Step {
                 tables,
+                group,
                 index,
                 now,
                 body_len,
                 effects,
             };
-            step.run(group, op)?
+            step.run(op)?
         }
     };
     if body_len > 0 && !keeps_body {
@@ -76,19 +78,59 @@ pub fn apply(
     })
 }
 
-/// Time never runs backwards in the log, whatever the leaders' clocks do.
-fn advance_clock(tables: &mut impl WriteTables, now_ms: u64) -> Result<u64, TableError> {
-    let mut record = clock(tables)?;
-    if now_ms > record.now_ms {
-        record.now_ms = now_ms;
+/// A leader's stamp may be ahead of a shard's time by this much without confirmation.
+const JUMP_MS: u64 = 3_600_000;
+
+/// The group's time after a command that its leader stamped `stamp`. It never runs backwards, and
+/// one wrong stamp does not push a shard far ahead:
+///
+/// 1. The first command of a group sets the time.
+/// 2. A stamp up to one hour ahead is the new time; one behind leaves the time as it is.
+/// 3. A stamp further ahead is a claim. Time advances only as far as the claim agrees with another
+///    one: the previous command's claim, or the time within the message id that the command names
+///    (the relay's clock). So `new = max(old, min(stamp, max(previous claim, id time)))`.
+///
+/// No command is held up: until a claim is confirmed commands happen at the old time, and the second
+/// of two claims in a row always moves the time. Group 0 takes every stamp that is ahead: it is idle
+/// for days, and nothing in it depends on time but the dates of its audit records.
+fn advance_clock(
+    tables: &mut impl WriteTables,
+    group: GroupId,
+    stamp: u64,
+    witness: u64,
+) -> Result<u64, TableError> {
+    let before = clock(tables)?;
+    let mut record = before.clone();
+    let unquestioned = group == GroupId::META || before.now_ms == 0;
+    if unquestioned || stamp <= before.now_ms.saturating_add(JUMP_MS) {
+        record.now_ms = before.now_ms.max(stamp);
+        record.claimed_ms = 0;
+    } else {
+        let agreed = stamp.min(before.claimed_ms.max(witness));
+        record.now_ms = before.now_ms.max(agreed);
+        record.claimed_ms = if agreed == stamp { 0 } else { stamp };
+    }
+    if record != before {
         put(tables, Table::Clock, b"", &record);
     }
     Ok(record.now_ms)
 }
 
+/// When the message that enters with `op` was made, by its relay's clock; 0 for other commands.
+fn witness(op: &Op) -> u64 {
+    let id = match op {
+        Op::Enqueue(o) => &o.id,
+        Op::Chunk(o) => &o.id,
+        Op::Abort(o) => &o.id,
+        _ => return 0,
+    };
+    MessageId::from_slice(id).map_or(0, MessageId::time_ms)
+}
+
 /// The entry being applied.
 pub(crate) struct Step<'a, T> {
     pub(crate) tables: &'a mut T,
+    pub(crate) group: GroupId,
     pub(crate) index: u64,
     pub(crate) now: u64,
     pub(crate) body_len: usize,
@@ -97,8 +139,9 @@ pub(crate) struct Step<'a, T> {
 
 impl<T: WriteTables> Step<'_, T> {
     /// The answer, and whether something refers to the entry's body now.
-    fn run(&mut self, group: GroupId, op: Op) -> Result<(Answer, bool), TableError> {
+    fn run(&mut self, op: Op) -> Result<(Answer, bool), TableError> {
         let without_body = |a| Ok((a, false));
+        let group = self.group;
         let meta = group == GroupId::META;
         match op {
             Op::InitCluster(o) if meta => without_body(meta::init_cluster(self, o)?),

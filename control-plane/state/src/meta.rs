@@ -5,6 +5,7 @@ use crate::{
     tables::{Table, TableError, WriteTables},
 };
 use prost::Message;
+use sealane_types::ShardId;
 use sealane_wire::v1::{self, command_reply::Result as Answer, document::Kind};
 use std::collections::BTreeSet;
 
@@ -26,15 +27,23 @@ pub(crate) fn init_cluster<T: WriteTables>(
 ) -> Result<Answer, TableError> {
     if let Some(c) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? {
         let same = c.cluster_id == o.cluster_id;
-        return Ok(if same {
-            Answer::Node(allocated(&c, 0))
-        } else {
-            refused("cluster_id", "another cluster lives here")
+        return Ok(match o.first {
+            Some(first) if same => Answer::Node(allocated(&c, first.id)),
+            _ => refused("cluster_id", "another cluster lives here"),
         });
     }
     let Some(first) = o.first else {
         return Ok(refused("first", "missing"));
     };
+    if o.cluster_id.is_empty() {
+        return Ok(refused("cluster_id", "empty"));
+    }
+    if ShardId::new(o.shards).is_none() {
+        return Ok(refused("shards", "needs 1 to 255"));
+    }
+    if o.replicas == 0 {
+        return Ok(refused("replicas", "needs at least 1"));
+    }
     let record = v1::ClusterRecord {
         cluster_id: o.cluster_id,
         cluster_name: o.cluster_name,
@@ -74,6 +83,13 @@ pub(crate) fn allocate_node<T: WriteTables>(
         if node.incarnation == o.incarnation {
             return Ok(Answer::Node(allocated(&cluster, node.id)));
         }
+    }
+    if s.tables.get(Table::Node, &s.index.to_be_bytes())?.is_some() {
+        // The founder chose its own id; the next attempt has another index.
+        return Ok(refused(
+            "node",
+            "this log index is a node id already: propose again",
+        ));
     }
     let node = v1::NodeRecord {
         id: s.index,

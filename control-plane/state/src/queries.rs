@@ -4,7 +4,7 @@ use crate::{
     tables::{ReadTables, Table, TableError},
 };
 use sealane_types::MessageId;
-use sealane_wire::v1;
+use sealane_wire::v1::{self, recipient_record::State};
 
 /// Most nodes and documents read at once.
 const ALL: usize = 1_000_000;
@@ -54,18 +54,12 @@ pub fn list(
                 reason: e.to_string(),
             })?;
             let record: v1::MessageRecord = decode(Table::Message, value)?;
-            let wanted = destination.is_none_or(|d| {
-                record.envelope.iter().flat_map(|e| &e.recipients).any(|r| {
-                    r.mailbox
-                        .rsplit_once('@')
-                        .is_some_and(|(_, domain)| domain.eq_ignore_ascii_case(d))
-                })
-            });
-            if wanted {
+            let recipients = recipients(t, id)?;
+            if destination.is_none_or(|d| has_open(&record, &recipients, d)) {
                 out.push(StoredMessage {
                     id,
                     record,
-                    recipients: recipients(t, id)?,
+                    recipients,
                 });
             }
         }
@@ -74,6 +68,18 @@ pub fn list(
         }
     }
     Ok(out)
+}
+
+/// Whether a recipient in that domain is not settled yet.
+fn has_open(m: &v1::MessageRecord, recipients: &[v1::RecipientRecord], domain: &str) -> bool {
+    let envelope = m.envelope.iter().flat_map(|e| &e.recipients);
+    envelope.zip(recipients).any(|(given, r)| {
+        matches!(r.state(), State::Waiting | State::Leased)
+            && given
+                .mailbox
+                .rsplit_once('@')
+                .is_some_and(|(_, d)| d.eq_ignore_ascii_case(domain))
+    })
 }
 
 /// Messages that are not finished.

@@ -65,7 +65,18 @@ pub(crate) fn recipients(
         RECIPIENT_LIMIT,
     )?
     .into_iter()
-    .map(|(_, v)| decode(Table::Recipient, v))
+    .enumerate()
+    .map(|(n, (key, v))| {
+        // The position in the result is the number of the recipient: a gap would shift it.
+        if key.as_ref() != recipient_key(id, u32::try_from(n).unwrap_or(u32::MAX)) {
+            let reason = format!("{id}: recipient {n} is missing");
+            return Err(TableError {
+                table: Table::Recipient,
+                reason,
+            });
+        }
+        decode(Table::Recipient, v)
+    })
     .collect()
 }
 

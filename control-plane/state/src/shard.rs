@@ -1,19 +1,27 @@
 //! A queue shard: enqueue, lease, results and what surrounds them.
 use crate::{
     apply::{Effect, Step, refused},
-    records::{clock, get, put, recipient_key, recipients, upload_key, uploads},
+    records::{clock, decode, get, put, recipient_key, recipients, upload_key, uploads},
     tables::{Table, TableError, WriteTables},
 };
-use bytes::Bytes;
-use sealane_types::MessageId;
+use sealane_types::{CHUNK_SIZE, MessageId};
 use sealane_wire::v1::{
     self, Outcome, command_reply::Result as Answer, dedupe_record::Fate, recipient_record::State,
 };
+use std::collections::BTreeMap;
 
 type Kept = Result<(Answer, bool), TableError>;
 
-fn parse_id(bytes: &[u8]) -> Result<MessageId, Answer> {
-    MessageId::from_slice(bytes).map_err(|e| refused("id", e))
+/// The id of a message that belongs to this group.
+fn parse_id<T>(s: &Step<'_, T>, bytes: &[u8]) -> Result<MessageId, Answer> {
+    let id = MessageId::from_slice(bytes).map_err(|e| refused("id", e))?;
+    if id.shard().group() == s.group {
+        return Ok(id);
+    }
+    Err(refused(
+        "id",
+        format!("belongs to shard {}, not to {}", id.shard(), s.group),
+    ))
 }
 
 fn fate<T: WriteTables>(
@@ -46,7 +54,7 @@ fn count<T: WriteTables>(
 
 /// Accepts a message once; every repetition gets the first answer.
 pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> Kept {
-    let id = match parse_id(&o.id) {
+    let id = match parse_id(s, &o.id) {
         Ok(id) => id,
         Err(a) => return Ok((a, false)),
     };
@@ -55,30 +63,22 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
         Some(_) => return Ok((Answer::Enqueued(v1::Enqueued { duplicate: true }), false)),
         None => {}
     }
-    let envelope = match &o.envelope {
-        None => return Ok((refused("envelope", "missing"), false)),
-        Some(e) => e,
-    };
-    if let Err(e) = envelope.validate() {
-        return Ok((refused(e.field, e.reason), false));
+    if let Err(a) = check_envelope(&o) {
+        return Ok((a, false));
     }
     let (body, keeps) = if o.chunks == 0 {
-        if o.size != s.body_len as u64 {
-            return Ok((
-                refused(
-                    "size",
-                    format!("says {} octets, the body has {}", o.size, s.body_len),
-                ),
-                false,
-            ));
-        }
-        let length = u32::try_from(s.body_len).unwrap_or(u32::MAX);
+        let length = match inline_length(&o, s.body_len) {
+            Ok(length) => length,
+            Err(a) => return Ok((a, false)),
+        };
+        // Pieces that the message does not name would outlive it.
+        drop_uploads(s, id)?;
         (
             vec![v1::BodyPart {
                 log_index: s.index,
                 length,
             }],
-            s.body_len > 0,
+            length > 0,
         )
     } else {
         match assemble(s, id, &o)? {
@@ -88,6 +88,40 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
     };
     store_message(s, id, o, body)?;
     Ok((Answer::Enqueued(v1::Enqueued { duplicate: false }), keeps))
+}
+
+fn check_envelope(o: &v1::EnqueueOp) -> Result<(), Answer> {
+    let envelope = o
+        .envelope
+        .as_ref()
+        .ok_or_else(|| refused("envelope", "missing"))?;
+    envelope.validate().map_err(|e| refused(e.field, e.reason))
+}
+
+/// Octets of a body that rides in the enqueue's own entry.
+fn inline_length(o: &v1::EnqueueOp, body_len: usize) -> Result<u32, Answer> {
+    match u32::try_from(body_len) {
+        Ok(length) if body_len <= CHUNK_SIZE && o.size == u64::from(length) => Ok(length),
+        _ if body_len <= CHUNK_SIZE => Err(refused(
+            "size",
+            format!("says {} octets, the body has {body_len}", o.size),
+        )),
+        _ => Err(refused(
+            "size",
+            format!("{body_len} octets do not fit one entry"),
+        )),
+    }
+}
+
+/// Forgets the uploaded pieces of an id, with their bodies.
+fn drop_uploads<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<(), TableError> {
+    for (key, piece) in uploads(s.tables, id)? {
+        s.tables.delete(Table::Upload, &key);
+        if let Some(p) = piece.part {
+            s.tables.release_body(p.log_index);
+        }
+    }
+    Ok(())
 }
 
 /// Takes the uploaded pieces: all of them, in order, of the promised size.
@@ -161,11 +195,11 @@ fn store_message<T: WriteTables>(
 
 /// Stores a piece of a body before its message. A repetition changes nothing.
 pub(crate) fn chunk<T: WriteTables>(s: &mut Step<'_, T>, o: v1::BodyChunkOp) -> Kept {
-    let id = match parse_id(&o.id) {
+    let id = match parse_id(s, &o.id) {
         Ok(id) => id,
         Err(a) => return Ok((a, false)),
     };
-    if u64::from(o.length) != s.body_len as u64 || s.body_len == 0 {
+    if u64::from(o.length) != s.body_len as u64 || s.body_len == 0 || s.body_len > CHUNK_SIZE {
         return Ok((
             refused(
                 "length",
@@ -202,7 +236,7 @@ pub(crate) fn abort<T: WriteTables>(
     s: &mut Step<'_, T>,
     o: v1::AbortOp,
 ) -> Result<Answer, TableError> {
-    let id = match parse_id(&o.id) {
+    let id = match parse_id(s, &o.id) {
         Ok(id) => id,
         Err(a) => return Ok(a),
     };
@@ -219,12 +253,7 @@ pub(crate) fn abort<T: WriteTables>(
             remove_message(s, id)?;
         }
         None => {
-            for (key, piece) in uploads(s.tables, id)? {
-                s.tables.delete(Table::Upload, &key);
-                if let Some(p) = piece.part {
-                    s.tables.release_body(p.log_index);
-                }
-            }
+            drop_uploads(s, id)?;
         }
     }
     set_fate(s, id, Fate::Aborted);
@@ -256,7 +285,9 @@ pub(crate) fn lease<T: WriteTables>(
 ) -> Result<Answer, TableError> {
     let mut granted = Vec::new();
     for item in o.items {
-        let Ok(id) = parse_id(&item.id) else { continue };
+        let Ok(id) = parse_id(s, &item.id) else {
+            continue;
+        };
         let mut taken = Vec::new();
         for n in item.recipients {
             let key = recipient_key(id, n);
@@ -296,7 +327,7 @@ fn each_leased<T: WriteTables>(
 ) -> Result<Answer, TableError> {
     let mut accepted = Vec::new();
     for l in leases {
-        let Ok(id) = parse_id(&l.id) else { continue };
+        let Ok(id) = parse_id(s, &l.id) else { continue };
         let mut any = false;
         for (n, mut r) in recipients(s.tables, id)?.into_iter().enumerate() {
             if r.state() == State::Leased && r.epoch == l.epoch && change(&mut r, s.now) {
@@ -350,58 +381,79 @@ pub(crate) fn release<T: WriteTables>(
     })
 }
 
+/// Whether a result counts: its recipient is leased under its epoch. Epoch 0 is the leader's own
+/// verdict, which can only be that the time of a waiting recipient ran out.
+fn is_current(r: &v1::RecipientRecord, epoch: u64, result: &v1::RecipientResult) -> bool {
+    match r.state() {
+        State::Leased => epoch != 0 && r.epoch == epoch && result.outcome() != Outcome::Unspecified,
+        State::Waiting => epoch == 0 && result.outcome() == Outcome::Failed && result.expired,
+        _ => false,
+    }
+}
+
+/// Why the report that rides with results cannot be stored.
+fn check_report<T: WriteTables>(
+    s: &Step<'_, T>,
+    dsn: &v1::EnqueueOp,
+) -> Result<Result<(), Answer>, TableError> {
+    let id = match parse_id(s, &dsn.id) {
+        Ok(id) => id,
+        Err(a) => return Ok(Err(a)),
+    };
+    if fate(s, id)?.is_some() {
+        return Ok(Err(refused("dsn.id", "is taken")));
+    }
+    if dsn.chunks != 0 {
+        return Ok(Err(refused("dsn.chunks", "a report rides in one entry")));
+    }
+    Ok(check_envelope(dsn).and_then(|()| inline_length(dsn, s.body_len).map(drop)))
+}
+
 /// Records outcomes under a current epoch, with the report that the failures cause, atomically.
+///
+/// A report is stored exactly if a failure takes effect; if it cannot be stored, nothing is recorded,
+/// for a failure without its report would be lost mail. Under epoch 0, where the leader decides anew
+/// at once, all results take effect or none: a recipient that was leased meanwhile is not reported.
 pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> Kept {
-    let id = match parse_id(&o.id) {
+    let id = match parse_id(s, &o.id) {
         Ok(id) => id,
         Err(a) => return Ok((a, false)),
     };
-    let Some(mut m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
-        return Ok((Answer::Counted(v1::Counted::default()), false));
+    let counted = |effective| {
+        Answer::Counted(v1::Counted {
+            effective,
+            accepted: Vec::new(),
+        })
     };
-    let (mut effective, mut failed) = (0, 0);
+    let Some(mut m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
+        return Ok((counted(0), false));
+    };
+    let offered = o.results.len();
+    let mut current = BTreeMap::new();
     for result in o.results {
-        let key = recipient_key(id, result.recipient);
-        let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else {
-            continue;
-        };
-        let current = match r.state() {
-            State::Leased => o.epoch != 0 && r.epoch == o.epoch,
-            State::Waiting => o.epoch == 0,
-            _ => false,
-        };
-        if !current {
-            continue;
+        let n = result.recipient;
+        let r = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &recipient_key(id, n))?;
+        if let Some(r) = r.filter(|r| is_current(r, o.epoch, &result)) {
+            current.entry(n).or_insert((r, result));
         }
-        match result.outcome() {
-            Outcome::Delivered => r.set_state(State::Delivered),
-            Outcome::Failed if result.expired => r.set_state(State::Expired),
-            Outcome::Failed => r.set_state(State::Failed),
-            Outcome::Deferred => {
-                r.set_state(State::Waiting);
-                r.due_ms = result.retry_at_ms.max(s.now);
-            }
-            Outcome::Unspecified => continue,
-        }
-        if matches!(r.state(), State::Failed | State::Expired) {
-            failed += 1;
-        }
+    }
+    if current.is_empty() || (o.epoch == 0 && current.len() < offered) {
+        return Ok((counted(0), false));
+    }
+    let failed = current
+        .values()
+        .any(|(_, result)| result.outcome() == Outcome::Failed);
+    let dsn = o.dsn.filter(|_| failed);
+    if let Some(Err(a)) = dsn.as_ref().map(|dsn| check_report(s, dsn)).transpose()? {
+        return Ok((a, false));
+    }
+    let effective = u32::try_from(current.len()).unwrap_or(u32::MAX);
+    for (n, (mut r, result)) in current {
+        record_result(s.now, &mut r, result);
         if r.state() != State::Waiting {
             m.open_recipients = m.open_recipients.saturating_sub(1);
         }
-        r.last_reply = result.reply;
-        r.last_tls = result.tls;
-        r.holder.clear();
-        r.lease_until_ms = 0;
-        put(s.tables, Table::Recipient, &key, &r);
-        effective += 1;
-    }
-    let answer = Answer::Counted(v1::Counted {
-        effective,
-        accepted: Vec::new(),
-    });
-    if effective == 0 {
-        return Ok((answer, false));
+        put(s.tables, Table::Recipient, &recipient_key(id, n), &r);
     }
     if m.open_recipients == 0 {
         remove_message(s, id)?;
@@ -410,45 +462,107 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
         put(s.tables, Table::Message, id.as_bytes(), &m);
         s.effects.push(Effect::Message(id));
     }
-    let keeps = match o.dsn {
-        Some(dsn) if failed > 0 => enqueue(s, dsn)?.1,
-        _ => false,
+    let keeps = match dsn {
+        Some(dsn) => enqueue(s, dsn)?.1,
+        None => false,
     };
-    Ok((answer, keeps))
+    Ok((counted(effective), keeps))
 }
 
-/// Forgets what is old: fates of finished and aborted ids, uploads without message.
+fn record_result(now: u64, r: &mut v1::RecipientRecord, result: v1::RecipientResult) {
+    match result.outcome() {
+        Outcome::Delivered => r.set_state(State::Delivered),
+        Outcome::Failed if result.expired => r.set_state(State::Expired),
+        Outcome::Failed => r.set_state(State::Failed),
+        // `is_current` lets nothing else through.
+        Outcome::Deferred | Outcome::Unspecified => {
+            r.set_state(State::Waiting);
+            r.due_ms = result.retry_at_ms.max(now);
+        }
+    }
+    r.last_reply = result.reply;
+    r.last_tls = result.tls;
+    r.holder.clear();
+    r.lease_until_ms = 0;
+}
+
+/// Forgets what is old: uploads without message, fates of finished and aborted ids. The cut-offs
+/// never are later than the group's time, whatever the leader's clock says. Looks at `limit` uploads
+/// and `limit` fates, oldest ids first.
 pub(crate) fn sweep<T: WriteTables>(
     s: &mut Step<'_, T>,
     o: v1::SweepOp,
 ) -> Result<Answer, TableError> {
     let limit = usize::try_from(o.limit).unwrap_or(usize::MAX);
-    let mut effective = 0;
-    for (key, value) in s.tables.scan(Table::Upload, b"", b"", limit)? {
-        let record: v1::UploadRecord = crate::records::decode(Table::Upload, value)?;
-        if record.at_ms < o.upload_before_ms {
-            s.tables.delete(Table::Upload, &key);
-            if let Some(p) = record.part {
-                s.tables.release_body(p.log_index);
-            }
-            // The rest of this upload can never complete.
-            if let Some(Ok(id)) = key.get(..16).map(MessageId::from_slice) {
-                set_fate(s, id, Fate::Aborted);
-            }
-            effective += 1;
-        }
-    }
-    // Ids begin with their time: the oldest come first, and the scan stops at the first that is young.
-    let rows: Vec<(Bytes, Bytes)> = s.tables.scan(Table::Dedupe, b"", b"", limit)?;
-    for (key, value) in rows {
-        let record: v1::DedupeRecord = crate::records::decode(Table::Dedupe, value)?;
-        if record.at_ms < o.dedupe_before_ms && record.fate() != Fate::Enqueued {
-            s.tables.delete(Table::Dedupe, &key);
-            effective += 1;
-        }
-    }
+    let uploads = sweep_uploads(s, o.upload_before_ms.min(s.now), limit)?;
+    let fates = sweep_fates(s, o.dedupe_before_ms.min(s.now), limit)?;
+    let effective = uploads.saturating_add(fates);
     Ok(Answer::Counted(v1::Counted {
         effective,
         accepted: Vec::new(),
     }))
+}
+
+fn sweep_uploads<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    before_ms: u64,
+    limit: usize,
+) -> Result<u32, TableError> {
+    let mut effective = 0;
+    for (key, value) in s.tables.scan(Table::Upload, b"", b"", limit)? {
+        let record: v1::UploadRecord = decode(Table::Upload, value)?;
+        if record.at_ms >= before_ms {
+            continue;
+        }
+        s.tables.delete(Table::Upload, &key);
+        if let Some(p) = record.part {
+            s.tables.release_body(p.log_index);
+        }
+        // The rest of this upload can never complete. An id that has a fate keeps it.
+        if let Some(Ok(id)) = key.get(..16).map(MessageId::from_slice)
+            && fate(s, id)?.is_none()
+        {
+            set_fate(s, id, Fate::Aborted);
+        }
+        effective += 1;
+    }
+    Ok(effective)
+}
+
+/// Goes on where the last sweep stopped: messages that live long do not hide the finished ones
+/// behind them. Ids begin with their time, so a round ends at the first id made after the cut-off.
+fn sweep_fates<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    before_ms: u64,
+    limit: usize,
+) -> Result<u32, TableError> {
+    let start = clock(s.tables)?.swept_to;
+    let rows = s.tables.scan(Table::Dedupe, &start, b"", limit)?;
+    let mut last = rows
+        .last()
+        .filter(|_| rows.len() >= limit)
+        .map(|(key, _)| key.clone());
+    let mut effective = 0;
+    for (key, value) in rows {
+        let id = MessageId::from_slice(&key).map_err(|e| TableError {
+            table: Table::Dedupe,
+            reason: e.to_string(),
+        })?;
+        if id.time_ms() >= before_ms {
+            last = None;
+            break;
+        }
+        let record: v1::DedupeRecord = decode(Table::Dedupe, value)?;
+        if record.at_ms < before_ms && record.fate() != Fate::Enqueued {
+            s.tables.delete(Table::Dedupe, &key);
+            effective += 1;
+        }
+    }
+    let mut record = clock(s.tables)?;
+    // The first key behind the last one seen; back to the start after a round.
+    record.swept_to = last
+        .map(|key| [key.as_ref(), &[0]].concat().into())
+        .unwrap_or_default();
+    put(s.tables, Table::Clock, b"", &record);
+    Ok(effective)
 }

@@ -9,6 +9,12 @@ use sealane_wire::v1::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+mod clock;
+mod golden;
+mod report;
+mod sweep;
+mod walk;
+
 const SHARD: GroupId = GroupId(1);
 
 #[derive(Default)]
@@ -439,16 +445,16 @@ proptest! {
                     model.remove(&n);
                     void.insert(n);
                 }
-                Do::Lease(n, r) => if let Some(p) = model.get_mut(&n).and_then(|m| m.get_mut(r as usize)) {
-                    if *p == Plain::Waiting {
-                        *p = Plain::Leased(log.index);
-                        touched.insert(n);
-                    }
+                Do::Lease(n, r) => if let Some(p) = model.get_mut(&n).and_then(|m| m.get_mut(r as usize))
+                    && *p == Plain::Waiting
+                {
+                    *p = Plain::Leased(log.index);
+                    touched.insert(n);
                 },
-                Do::Report(n, r, false, o) => if let Some(p) = model.get_mut(&n).and_then(|m| m.get_mut(r as usize)) {
-                    if *p == Plain::Leased(at) {
-                        *p = if o == 2 { Plain::Waiting } else { Plain::Over };
-                    }
+                Do::Report(n, r, false, o) => if let Some(p) = model.get_mut(&n).and_then(|m| m.get_mut(r as usize))
+                    && *p == Plain::Leased(at)
+                {
+                    *p = if o == 2 { Plain::Waiting } else { Plain::Over };
                 },
                 Do::Release(n, false) => for p in model.get_mut(&n).into_iter().flatten() {
                     if *p == Plain::Leased(at) {

@@ -197,7 +197,7 @@ impl Settlement<'_> {
                 break;
             }
         }
-        (self.unsettled == 0).then(|| Err(SubmitError::Transient(reason)))
+        (self.unsettled == 0).then_some(Err(SubmitError::Transient(reason)))
     }
 
     async fn abort(&mut self, deadline: Instant) -> Result<Durable, SubmitError> {

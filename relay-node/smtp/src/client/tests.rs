@@ -13,7 +13,7 @@ fn drain(s: &mut ClientSession) -> (String, Vec<Action>) {
     let (mut said, mut rest) = (String::new(), Vec::new());
     while let Some(a) = s.poll_action() {
         match a {
-            Action::Send(b) => said.push_str(&String::from_utf8(b.to_vec()).unwrap()),
+            Action::Send(b) => said.push_str(std::str::from_utf8(&b).unwrap()),
             other => rest.push(other),
         }
     }

@@ -70,7 +70,7 @@ impl Peer {
     fn run(&mut self) {
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Send(b) => self.said.push_str(&String::from_utf8(b.to_vec()).unwrap()),
+                Action::Send(b) => self.said.push_str(std::str::from_utf8(&b).unwrap()),
                 Action::StartTls => self.start_tls = true,
                 Action::Authenticate { name, password } => {
                     let good = name == "demo" && password.0 == b"secret";

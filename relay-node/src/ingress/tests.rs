@@ -1,0 +1,447 @@
+//! Whole sessions over sockets, with a queue that is only said to be durable.
+use super::{IngressContext, run};
+use crate::{
+    config::{Listeners, PublicCertificate, RelayNodeConfig},
+    metrics::IngressMetrics,
+};
+use prometheus_client::registry::Registry;
+use sealane_client::{Members, SubmitClient};
+use sealane_policy::{PolicySnapshot, hash_password};
+use sealane_smtp::server::Listener;
+use sealane_wire::v1::{
+    self,
+    document::Kind as Document,
+    queue_server::{Queue, QueueServer},
+    submit_outcome::Kind,
+    submit_reply::Frame as Reply,
+    submit_request::Frame,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsConnector;
+use tokio_stream::{
+    Stream,
+    wrappers::{ReceiverStream, TcpListenerStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Messages that were called durable, bodies put together.
+type Kept = Arc<Mutex<Vec<(v1::Enqueue, Vec<u8>)>>>;
+
+/// Leads every shard and keeps what it is given.
+struct Keeper {
+    kept: Kept,
+    verdict: Kind,
+}
+
+type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Queue for Keeper {
+    type SubmitStream = Out<v1::SubmitReply>;
+    type DeliverStream = Out<v1::DeliverEvent>;
+    type FetchBodyStream = Out<v1::BodyPiece>;
+
+    async fn submit(
+        &self,
+        r: Request<Streaming<v1::SubmitRequest>>,
+    ) -> Result<Response<Self::SubmitStream>, Status> {
+        let mut frames = r.into_inner();
+        let (kept, verdict) = (self.kept.clone(), self.verdict);
+        let (tx, rx) = mpsc::channel(64);
+        let reply = |frame| Ok(v1::SubmitReply { frame: Some(frame) });
+        let claims = (1..=8)
+            .map(|shard| v1::LeaderClaim { shard, term: 1 })
+            .collect();
+        tx.send(reply(Reply::Hello(v1::ServerHello {
+            node_id: 1,
+            ..Default::default()
+        })))
+        .await
+        .unwrap();
+        tx.send(reply(Reply::Leading(v1::Leading { claims })))
+            .await
+            .unwrap();
+        tokio::spawn(async move {
+            let mut pieces: Vec<(bytes::Bytes, u32, bytes::Bytes)> = Vec::new();
+            while let Ok(Some(v1::SubmitRequest { frame: Some(frame) })) = frames.message().await {
+                let (id, seq, kind) = match frame {
+                    Frame::Hello(_) => continue,
+                    Frame::Abort(a) => (a.id, 0, Kind::Aborted),
+                    Frame::Chunk(c) => {
+                        pieces.push((c.id.clone(), c.seq, c.data));
+                        (c.id, c.seq, Kind::ChunkDurable)
+                    }
+                    Frame::Enqueue(e) => {
+                        let id = e.id.clone();
+                        let mut body = e.body.to_vec();
+                        let mut own: Vec<_> =
+                            pieces.iter().filter(|(i, ..)| *i == id).cloned().collect();
+                        own.sort_by_key(|(_, seq, _)| *seq);
+                        assert_eq!(own.len(), e.chunks as usize);
+                        own.iter()
+                            .for_each(|(_, _, data)| body.extend_from_slice(data));
+                        assert_eq!(Sha256::digest(&body).to_vec(), e.sha256);
+                        assert_eq!(body.len() as u64, e.size);
+                        if verdict == Kind::Durable {
+                            kept.lock().unwrap().push((e, body));
+                        }
+                        (id, 0, verdict)
+                    }
+                };
+                let outcome = v1::SubmitOutcome {
+                    id,
+                    kind: kind.into(),
+                    seq,
+                    ..Default::default()
+                };
+                if tx.send(reply(Reply::Outcome(outcome))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+    async fn deliver(
+        &self,
+        _: Request<Streaming<v1::DeliverRequest>>,
+    ) -> Result<Response<Self::DeliverStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn fetch_body(
+        &self,
+        _: Request<v1::FetchBodyRequest>,
+    ) -> Result<Response<Self::FetchBodyStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+}
+
+/// A relay node without delivery.
+struct Relay {
+    mx: SocketAddr,
+    submissions: SocketAddr,
+    kept: Kept,
+    client: TlsConnector,
+    stop: CancellationToken,
+    ended: tokio::task::JoinHandle<()>,
+    _files: tempfile::TempDir,
+}
+
+fn policy() -> PolicySnapshot {
+    let domain = v1::DomainDocument {
+        name: "served.example".into(),
+        ..Default::default()
+    };
+    let submitter = v1::SubmitterDocument {
+        name: "alice".into(),
+        password_verifier: hash_password("secret", &[1; 16]).unwrap(),
+        senders: vec!["alice@own.example".into()],
+    };
+    let documents = vec![
+        v1::Document {
+            kind: Some(Document::Domain(domain)),
+        },
+        v1::Document {
+            kind: Some(Document::Submitter(submitter)),
+        },
+    ];
+    PolicySnapshot::from_wire(&v1::PolicySet {
+        revision: 1,
+        documents,
+    })
+    .unwrap()
+}
+
+impl Relay {
+    async fn start(verdict: Kind) -> Self {
+        let kept = Kept::default();
+        let queue = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let queue_address = queue.local_addr().unwrap().to_string();
+        let keeper = QueueServer::new(Keeper {
+            kept: kept.clone(),
+            verdict,
+        });
+        let server = tonic::transport::Server::builder().add_service(keeper);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(queue)));
+
+        let files = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["relay.example".into()]).unwrap();
+        let certificate = PublicCertificate {
+            certificate: files.path().join("cert.pem"),
+            key: files.path().join("key.pem"),
+        };
+        std::fs::write(&certificate.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&certificate.key, made.signing_key.serialize_pem()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client =
+            rustls::ClientConfig::builder_with_provider(sealane_runtime::identity::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+
+        let config = RelayNodeConfig {
+            name: "relay-1".into(),
+            hostname: "relay.example".into(),
+            listeners: Listeners::default(),
+            certificate,
+            identity: sealane_runtime::identity::IdentityConfig {
+                certificate: Default::default(),
+                key: Default::default(),
+                ca: Default::default(),
+            },
+            control_plane: vec![queue_address.clone()],
+            body_budget: sealane_runtime::config::ByteSize(8 << 20),
+            max_message_size: sealane_runtime::config::ByteSize(12 << 20),
+            connections: 10,
+            sessions: Default::default(),
+            delivery: Default::default(),
+            resolver: Default::default(),
+            allow_private_destinations: false,
+            telemetry: Default::default(),
+            metrics_listen: None,
+            drain_timeout: sealane_runtime::config::ConfigSpan(Duration::from_secs(5)),
+        };
+        let dial = |a: &str| {
+            Ok(tonic::transport::Endpoint::from_shared(format!("http://{a}"))?.connect_lazy())
+        };
+        let members = Members::new(vec![queue_address], Arc::new(dial));
+        let submit = SubmitClient::start(
+            "relay-1",
+            members,
+            &TaskTracker::new(),
+            CancellationToken::new(),
+        );
+        submit.led_shard(Instant::now() + PATIENCE).await.unwrap();
+        let (tx, policy) = watch::channel(Some(Arc::new(policy())));
+        std::mem::forget(tx);
+        let metrics = IngressMetrics::register(&mut Registry::default());
+        let context = Arc::new(IngressContext::new(&config, submit, policy, metrics).unwrap());
+        let mx = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let submissions = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mx_address, submissions_address) =
+            (mx.local_addr().unwrap(), submissions.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        let listeners = vec![(Listener::Mx, mx), (Listener::Submissions, submissions)];
+        let ended = tokio::spawn(run(context, listeners, stop.clone()));
+        Self {
+            mx: mx_address,
+            submissions: submissions_address,
+            kept,
+            client: TlsConnector::from(Arc::new(client)),
+            stop,
+            ended,
+            _files: files,
+        }
+    }
+
+    async fn encrypt(&self, tcp: TcpStream) -> Client<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        let name = rustls::pki_types::ServerName::try_from("relay.example").unwrap();
+        Client(BufReader::new(
+            self.client.connect(name, tcp).await.unwrap(),
+        ))
+    }
+
+    /// Greeted, encrypted, introduced.
+    async fn mx(&self) -> Client<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        let mut plain = Client(BufReader::new(TcpStream::connect(self.mx).await.unwrap()));
+        assert_eq!(plain.reply().await.0, 220);
+        assert_eq!(plain.say("EHLO client.example").await, 250);
+        assert_eq!(plain.say("MAIL FROM:<a@b.example>").await, 530);
+        assert_eq!(plain.say("STARTTLS").await, 220);
+        let mut client = self.encrypt(plain.0.into_inner()).await;
+        assert_eq!(client.say("EHLO client.example").await, 250);
+        client
+    }
+}
+
+struct Client<S>(BufReader<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    async fn reply(&mut self) -> (u16, String) {
+        loop {
+            let mut line = String::new();
+            let n = timeout(Duration::from_secs(40), self.0.read_line(&mut line))
+                .await
+                .unwrap()
+                .unwrap();
+            if n == 0 {
+                return (0, String::new());
+            }
+            if line.as_bytes()[3] == b' ' {
+                return (line[..3].parse().unwrap(), line);
+            }
+        }
+    }
+    async fn say(&mut self, line: &str) -> u16 {
+        self.send(format!("{line}\r\n").as_bytes()).await;
+        self.reply().await.0
+    }
+    async fn send(&mut self, octets: &[u8]) {
+        let _ = self.0.write_all(octets).await;
+        let _ = self.0.flush().await;
+    }
+    /// Envelope and body; the code of the last reply.
+    async fn mail(&mut self, from: &str, to: &str, body: &[u8]) -> (u16, String) {
+        self.send(format!("MAIL FROM:<{from}>\r\nRCPT TO:<{to}>\r\nDATA\r\n").as_bytes())
+            .await;
+        for expected in [250, 250, 354] {
+            let (code, text) = self.reply().await;
+            if code != expected {
+                return (code, text);
+            }
+        }
+        self.send(body).await;
+        self.send(b".\r\n").await;
+        self.reply().await
+    }
+}
+
+fn body(octets: usize) -> Vec<u8> {
+    b"Subject: x\r\n\r\n"
+        .iter()
+        .copied()
+        .chain(
+            b"0123456789abcdef\r\n"
+                .iter()
+                .copied()
+                .cycle()
+                .take(octets / 18 * 18),
+        )
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_for_a_served_domain_is_kept_behind_our_trace_header() {
+    let relay = Relay::start(Kind::Durable).await;
+    let mut client = relay.mx().await;
+    for size in [0, 3_000, (1 << 20) - 400, (1 << 20) + 7, 9 << 20] {
+        let body = body(size);
+        let (code, text) = client
+            .mail("x@client.example", "bob@served.example", &body)
+            .await;
+        assert_eq!(code, 250, "{text}");
+        let (enqueue, stored) = relay.kept.lock().unwrap().pop().unwrap();
+        let id = sealane_types::MessageId::from_slice(&enqueue.id)
+            .unwrap()
+            .to_string();
+        assert!(text.contains(&id), "{text} {id}");
+        assert!(stored.ends_with(&body), "{size}");
+        let header = String::from_utf8(stored[..stored.len() - body.len()].to_vec()).unwrap();
+        assert!(header.starts_with("Received: from client.example ([127.0.0.1])\r\n\tby relay.example with ESMTPS\r\n\ttls TLS_"));
+        assert!(
+            header.contains(&format!(
+                "\r\n\tid {id}\r\n\tfor <bob@served.example>;\r\n\t"
+            )),
+            "{header}"
+        );
+        let entry = enqueue.entry.unwrap();
+        assert_eq!(
+            (entry.listener.as_str(), entry.rule.as_str()),
+            ("mx", "Domain/served.example")
+        );
+        assert_eq!(entry.tls.unwrap().version, "TLSv1.3");
+    }
+    assert_eq!(client.say("QUIT").await, 221);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_relaying_no_loops_no_giants() {
+    let relay = Relay::start(Kind::Durable).await;
+    let mut client = relay.mx().await;
+    assert_eq!(client.say("MAIL FROM:<x@client.example>").await, 250);
+    client.send(b"RCPT TO:<bob@elsewhere.example>\r\n").await;
+    let (code, text) = client.reply().await;
+    assert!(code == 550 && text.contains("5.7.1"), "{text}");
+    assert_eq!(client.say("RSET").await, 250);
+    let looping = [b"Received: x\r\n".repeat(51), b"\r\nbody\r\n".to_vec()].concat();
+    let (code, text) = client
+        .mail("x@client.example", "bob@served.example", &looping)
+        .await;
+    assert!(code == 554 && text.contains("5.4.6"), "{text}");
+    let (code, text) = client
+        .mail("x@client.example", "bob@served.example", &body(13 << 20))
+        .await;
+    assert!(code == 552, "{text}");
+    assert_eq!(
+        client
+            .mail("x@client.example", "bob@served.example", &body(100))
+            .await
+            .0,
+        250
+    );
+    assert_eq!(relay.kept.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submitters_authenticate_and_send_as_themselves() {
+    let relay = Relay::start(Kind::Durable).await;
+    let tcp = TcpStream::connect(relay.submissions).await.unwrap();
+    let mut client = relay.encrypt(tcp).await;
+    assert_eq!(client.reply().await.0, 220);
+    assert_eq!(client.say("EHLO client.example").await, 250);
+    assert_eq!(client.say("MAIL FROM:<alice@own.example>").await, 530);
+    let plain = |password: &str| {
+        format!(
+            "AUTH PLAIN {}",
+            data_encoding::BASE64.encode(format!("\0alice\0{password}").as_bytes())
+        )
+    };
+    assert_eq!(client.say(&plain("wrong")).await, 535);
+    assert_eq!(client.say(&plain("secret")).await, 235);
+    assert_eq!(client.say("MAIL FROM:<bob@own.example>").await, 550);
+    let (code, text) = client
+        .mail("alice@own.example", "x@elsewhere.example", &body(100))
+        .await;
+    assert_eq!(code, 250, "{text}");
+    let (enqueue, stored) = relay.kept.lock().unwrap().pop().unwrap();
+    let entry = enqueue.entry.unwrap();
+    assert_eq!(
+        (entry.submitter.as_str(), entry.rule.as_str()),
+        ("alice", "Submitter/alice")
+    );
+    assert!(String::from_utf8_lossy(&stored).contains("with ESMTPSA\r\n\ttls "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_cannot_take_it_is_451_within_30_s() {
+    let relay = Relay::start(Kind::Unavailable).await;
+    let mut client = relay.mx().await;
+    let started = Instant::now();
+    let (code, text) = client
+        .mail("x@client.example", "bob@served.example", &body(100))
+        .await;
+    assert!(code == 451 && text.contains("4.3.0"), "{text}");
+    assert!(started.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_session_hears_421_when_the_node_drains() {
+    let relay = Relay::start(Kind::Durable).await;
+    let mut idle = relay.mx().await;
+    let mut busy = relay.mx().await;
+    assert_eq!(busy.say("MAIL FROM:<x@client.example>").await, 250);
+    relay.stop.cancel();
+    assert_eq!(idle.reply().await.0, 421);
+    assert_eq!(busy.say("RCPT TO:<bob@served.example>").await, 250);
+    assert_eq!(busy.say("DATA").await, 354);
+    busy.send(b"x\r\n.\r\n").await;
+    assert_eq!(busy.reply().await.0, 250);
+    assert_eq!(busy.reply().await.0, 421);
+    timeout(PATIENCE, relay.ended).await.unwrap().unwrap();
+}
