@@ -24,7 +24,8 @@ pub struct RelayNodeConfig {
     pub identity: IdentityConfig,
     /// gRPC addresses (host:port) of control-plane nodes; the others are learnt from these.
     pub control_plane: Vec<String>,
-    /// Octets of message bodies that may be in memory at once, over all connections. Default 256MiB.
+    /// Octets of message bodies that may be in memory at once, over all connections: half for mail
+    /// coming in, half for mail going out. Default 256MiB.
     #[serde(default = "default_body_budget")]
     pub body_budget: ByteSize,
     /// Octets of one message. Default 50MiB.

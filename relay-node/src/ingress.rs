@@ -16,7 +16,6 @@
 //! - bodies and credentials appear in no log and no span.
 
 mod authenticator;
-mod budget;
 mod connection;
 mod context;
 mod gatekeeper;

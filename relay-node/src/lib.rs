@@ -11,6 +11,7 @@
 //! [`node`] is the composition root; [`config`] is the file that it is given.
 #![forbid(unsafe_code)]
 
+mod budget;
 pub mod config;
 pub mod delivery;
 pub mod ingress;

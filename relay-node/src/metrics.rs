@@ -124,7 +124,7 @@ impl IngressMetrics {
         );
         r.register(
             "body_bytes",
-            "Octets of the body budget in use",
+            "Octets of the budget for incoming bodies in use",
             m.body_bytes.clone(),
         );
         m

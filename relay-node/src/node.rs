@@ -104,6 +104,7 @@ async fn serve(
         resolver: Arc::new(resolver),
         tls: TlsConnector::webpki(),
         options: config.delivery.clone(),
+        body_budget: config.body_budget.0 / 2,
         metrics: delivery_metrics,
         drain_timeout: config.drain_timeout.0,
     };

@@ -235,7 +235,11 @@ async fn postfix_relays_in_and_receives_over_tls() -> Result<()> {
 
     // The cluster to Postfix.
     let token = load::token();
-    let content = format!("Subject: to Postfix\r\nX-Ledger: {token}\r\n\r\n.\r\n..\r\nthe end\r\n");
+    // Complete headers: Postfix adds those that are missing where it delivers.
+    let content = format!(
+        "From: demo@served.example\r\nDate: Mon, 23 Nov 2026 10:00:00 +0000\r\nMessage-ID: <{token}@served.example>\r\n\
+         Subject: to Postfix\r\nX-Ledger: {token}\r\n\r\n.\r\n..\r\nthe end\r\n"
+    );
     let mut client =
         load::connect(cluster.targets(Kind::Submission)[0], SUBMITTER, PASSWORD).await?;
     let to = vec!["inbox@postfix.example".to_owned()];

@@ -1,6 +1,7 @@
 //! YAML documents. Errors name file, line, document and field.
 use crate::{document::Document, document_key, hash_password};
 use sealane_wire::v1::{self, document::Kind, tls_requirement::Level};
+use sealane_yaml::{ConfigSpan, YamlError, line_of};
 use serde::{Deserialize, Serialize};
 
 /// Where a policy file is wrong, and why. Nothing of it was applied.
@@ -15,35 +16,65 @@ pub struct PolicyError {
     reason: String,
 }
 
+/// What is read first of a document. The document is then read again as its own type: an enum tagged
+/// by `kind` would lose the positions of errors.
+#[derive(Debug, Deserialize)]
+struct YamlKind {
+    kind: KindName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum KindName {
+    Domain,
+    Submitter,
+    Destination,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct YamlDomain {
+    kind: KindName,
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recipients: Option<Recipients>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    route: Option<YamlRoute>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct YamlSubmitter {
+    kind: KindName,
+    name: String,
+    #[serde(default, skip_serializing)]
+    password: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    password_verifier: Option<String>,
+    senders: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct YamlDestination {
+    kind: KindName,
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    route: Option<YamlRoute>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls: Option<YamlTls>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry: Option<YamlRetry>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<YamlLimits>,
+}
+
+/// A document by its kind.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
 enum Yaml {
-    Domain {
-        name: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        recipients: Option<Recipients>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        route: Option<YamlRoute>,
-    },
-    Submitter {
-        name: String,
-        #[serde(default, skip_serializing)]
-        password: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        password_verifier: Option<String>,
-        senders: Vec<String>,
-    },
-    Destination {
-        name: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        route: Option<YamlRoute>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tls: Option<YamlTls>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        retry: Option<YamlRetry>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        limits: Option<YamlLimits>,
-    },
+    Domain(YamlDomain),
+    Submitter(YamlSubmitter),
+    Destination(YamlDestination),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,56 +142,40 @@ pub fn parse_yaml(
     salt: &mut dyn FnMut() -> [u8; 16],
 ) -> Result<Vec<Document>, PolicyError> {
     let mut out: Vec<Document> = Vec::new();
-    let mut first_line = 1u64;
+    let mut first_line = 1usize;
     for part in text.split("\n---") {
-        let lines = part.lines().count() as u64;
-        let at = |line: u64, document: &str, reason: String| PolicyError {
+        // "---" alone begins a document; what stands behind it on the line belongs to the separator.
+        let part_body = part.strip_prefix("---").unwrap_or(part);
+        // Lines are counted in the file.
+        let body = format!("{}{part_body}", "\n".repeat(first_line - 1));
+        first_line += part.lines().count().max(1);
+        if part_body
+            .lines()
+            .all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'))
+        {
+            continue;
+        }
+        let at = |line: Option<u64>, document: &str, reason: String| PolicyError {
             file: file.to_owned(),
-            line: first_line + line.saturating_sub(1),
+            line: line.unwrap_or(1),
             document: document.to_owned(),
             reason,
         };
-        // "---" alone begins a document; what stands behind it on the line belongs to the separator.
-        let body = part.strip_prefix("---").unwrap_or(part);
-        if body
-            .lines()
-            .any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
+        let yaml = Yaml::read(&body).map_err(|e| at(e.line, "", e.to_string()))?;
+        let label = yaml.label();
+        let wrong =
+            |field: &str, reason: String| at(line_of(&body, field), &format!("{label}: "), reason);
+        let wire = yaml
+            .into_wire(salt)
+            .map_err(|(field, reason)| wrong(&field, format!("{field}: {reason}")))?;
+        let document = Document::from_wire(&wire).map_err(|e| wrong(&e.field, e.to_string()))?;
+        if out
+            .iter()
+            .any(|d| document_key(d.wire()) == document_key(&wire))
         {
-            let yaml: Yaml = serde_saphyr::from_str(body).map_err(|e| {
-                at(
-                    e.location().map_or(1, |l| l.line()),
-                    "",
-                    e.without_snippet().to_string(),
-                )
-            })?;
-            let label = yaml.label();
-            let wire = yaml.into_wire(salt).map_err(|(field, reason)| {
-                at(
-                    line_of(body, &field),
-                    &format!("{label}: "),
-                    format!("{field}: {reason}"),
-                )
-            })?;
-            let document = Document::from_wire(&wire).map_err(|e| {
-                at(
-                    line_of(body, &e.field),
-                    &format!("{label}: "),
-                    e.to_string(),
-                )
-            })?;
-            if out
-                .iter()
-                .any(|d| document_key(d.wire()) == document_key(&wire))
-            {
-                return Err(at(
-                    line_of(body, "name"),
-                    "",
-                    format!("{label} stands in this file twice"),
-                ));
-            }
-            out.push(document);
+            return Err(wrong("name", "stands in this file twice".to_owned()));
         }
-        first_line += lines.max(1);
+        out.push(document);
     }
     if out.is_empty() {
         return Err(PolicyError {
@@ -173,13 +188,6 @@ pub fn parse_yaml(
     Ok(out)
 }
 
-/// The line of a field's last name, from 1.
-fn line_of(body: &str, field: &str) -> u64 {
-    let name = field.rsplit('.').next().unwrap_or(field);
-    let found = body.lines().position(|l| l.contains(&format!("{name}:")));
-    found.map_or(1, |n| n as u64 + 1)
-}
-
 type Wrong = (String, String);
 
 fn wrong<T>(field: &str, reason: impl ToString) -> Result<T, Wrong> {
@@ -187,44 +195,36 @@ fn wrong<T>(field: &str, reason: impl ToString) -> Result<T, Wrong> {
 }
 
 fn span(field: &str, s: &str) -> Result<u64, Wrong> {
-    let split = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
-    let (n, unit) = s.split_at(split);
-    let factor = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => {
-            return wrong(
-                field,
-                format!("{s:?} is no length of time: write 30s, 5m, 1h or 5d"),
-            );
-        }
-    };
-    let n: u64 = n
-        .parse()
-        .or_else(|_| wrong(field, format!("{s:?} is no length of time")))?;
-    n.checked_mul(factor)
-        .map_or_else(|| wrong(field, format!("{s:?} is too long")), Ok)
+    let span: ConfigSpan = s.parse().or_else(|e| wrong(field, e))?;
+    Ok(u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Yaml {
+    fn read(body: &str) -> Result<Self, YamlError> {
+        let YamlKind { kind } = sealane_yaml::parse(body)?;
+        Ok(match kind {
+            KindName::Domain => Self::Domain(sealane_yaml::parse(body)?),
+            KindName::Submitter => Self::Submitter(sealane_yaml::parse(body)?),
+            KindName::Destination => Self::Destination(sealane_yaml::parse(body)?),
+        })
+    }
+
     fn label(&self) -> String {
         match self {
-            Yaml::Domain { name, .. } => format!("Domain {name:?}"),
-            Yaml::Submitter { name, .. } => format!("Submitter {name:?}"),
-            Yaml::Destination { name, .. } => format!("Destination {name:?}"),
+            Yaml::Domain(d) => format!("Domain {:?}", d.name),
+            Yaml::Submitter(s) => format!("Submitter {:?}", s.name),
+            Yaml::Destination(d) => format!("Destination {:?}", d.name),
         }
     }
 
     fn into_wire(self, salt: &mut dyn FnMut() -> [u8; 16]) -> Result<v1::Document, Wrong> {
         let kind = match self {
-            Yaml::Domain {
+            Yaml::Domain(YamlDomain {
+                kind: _,
                 name,
                 recipients,
                 route,
-            } => {
+            }) => {
                 let recipients = match recipients {
                     None => Vec::new(),
                     Some(Recipients::Any(a)) if a == "any" => Vec::new(),
@@ -245,12 +245,13 @@ impl Yaml {
                     route: route.map(YamlRoute::into_wire),
                 })
             }
-            Yaml::Submitter {
+            Yaml::Submitter(YamlSubmitter {
+                kind: _,
                 name,
                 password,
                 password_verifier,
                 senders,
-            } => {
+            }) => {
                 let password_verifier = match (password, password_verifier) {
                     (Some(p), None) => {
                         hash_password(&p, &salt()).or_else(|e| wrong("password", e))?
@@ -264,13 +265,14 @@ impl Yaml {
                     senders,
                 })
             }
-            Yaml::Destination {
+            Yaml::Destination(YamlDestination {
+                kind: _,
                 name,
                 route,
                 tls,
                 retry,
                 limits,
-            } => Kind::Destination(v1::DestinationDocument {
+            }) => Kind::Destination(v1::DestinationDocument {
                 name,
                 route: route.map(YamlRoute::into_wire),
                 tls: tls.map(YamlTls::into_wire).transpose()?,
@@ -381,7 +383,8 @@ pub fn to_yaml(documents: &[v1::Document]) -> String {
         .iter()
         .filter_map(|d| {
             let yaml = match d.kind.as_ref()? {
-                Kind::Domain(x) => Yaml::Domain {
+                Kind::Domain(x) => Yaml::Domain(YamlDomain {
+                    kind: KindName::Domain,
                     name: x.name.clone(),
                     recipients: Some(if x.recipients.is_empty() {
                         Recipients::Any("any".into())
@@ -389,14 +392,16 @@ pub fn to_yaml(documents: &[v1::Document]) -> String {
                         Recipients::These(x.recipients.clone())
                     }),
                     route: x.route.as_ref().map(route),
-                },
-                Kind::Submitter(x) => Yaml::Submitter {
+                }),
+                Kind::Submitter(x) => Yaml::Submitter(YamlSubmitter {
+                    kind: KindName::Submitter,
                     name: x.name.clone(),
                     password: None,
                     password_verifier: Some(x.password_verifier.clone()),
                     senders: x.senders.clone(),
-                },
-                Kind::Destination(x) => Yaml::Destination {
+                }),
+                Kind::Destination(x) => Yaml::Destination(YamlDestination {
+                    kind: KindName::Destination,
                     name: x.name.clone(),
                     route: x.route.as_ref().map(route),
                     tls: x.tls.as_ref().map(|t| YamlTls {
@@ -422,7 +427,7 @@ pub fn to_yaml(documents: &[v1::Document]) -> String {
                         connections: Some(l.connections),
                         messages_per_connection: Some(l.messages_per_connection),
                     }),
-                },
+                }),
             };
             serde_saphyr::to_string(&yaml).ok()
         })
@@ -471,7 +476,16 @@ mod tests {
                 "p:7: Destination \"*\": tls.level: \"may\": plaintext",
             ),
             ("kind: Domain\nname: a..b\n", "p:2: Domain \"a..b\": name:"),
-            ("kind: Domain\nname: a.example\ncolour: red\n", "p:"),
+            (
+                "kind: Domain\nname: a.example\n---\nkind: Domain\nname: b.example\ncolour: red\n",
+                "p:6: colour: unknown field `colour`",
+            ),
+            (
+                "---\nkind: Domain\nname: a.example\nroute:\n  host: b.example\n  port: many\n",
+                "p:6: port: ",
+            ),
+            ("kind: Server\nname: a\n", "p:1: kind: "),
+            ("name: a.example\n", "missing field `kind`"),
             (
                 "kind: Submitter\nname: a\nsenders: ['*']\n",
                 "Submitter \"a\": password:",

@@ -1,6 +1,7 @@
 //! YAML configuration, validated whole before anything binds.
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use std::{path::Path, str::FromStr, time::Duration};
+pub use sealane_yaml::{ByteSize, ConfigSpan};
+use serde::de::DeserializeOwned;
+use std::path::Path;
 
 /// What is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,141 +52,25 @@ pub fn load<T: DeserializeOwned + Validate>(path: &Path) -> Result<T, ConfigErro
 }
 
 fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, ConfigError> {
-    let value: T = serde_saphyr::from_str(text).map_err(|e| {
-        let at = e.location();
-        let field = at
-            .and_then(|l| field_at(text, l.line(), l.column()))
-            .map(|f| format!("{f}: "))
-            .unwrap_or_default();
-        ConfigError {
-            file: Some(file.to_owned()),
-            line: at.map(|l| l.line()),
-            field,
-            reason: e.without_snippet().to_string(),
-        }
+    let value: T = sealane_yaml::parse(text).map_err(|e| ConfigError {
+        file: Some(file.to_owned()),
+        line: e.line,
+        field: String::new(),
+        reason: e.to_string(),
     })?;
-    value.validate().map_err(|e| {
-        let name = e
-            .field
-            .trim_end_matches(": ")
-            .rsplit('.')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let line = text.lines().position(|l| {
-            l.trim_start()
-                .trim_start_matches("- ")
-                .starts_with(&format!("{name}:"))
-        });
-        ConfigError {
-            file: Some(file.to_owned()),
-            line: line.map(|n| n as u64 + 1),
-            ..e
-        }
+    value.validate().map_err(|e| ConfigError {
+        file: Some(file.to_owned()),
+        line: sealane_yaml::line_of(text, e.field.trim_end_matches(": ")),
+        ..e
     })?;
     Ok(value)
 }
-
-/// The key whose value stands at a position (both from 1): the last `key:` on that line that begins there or before.
-fn field_at(text: &str, line: u64, column: u64) -> Option<String> {
-    let line = text
-        .lines()
-        .nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
-    let column = usize::try_from(column).ok()?;
-    let mut found = None;
-    for (at, _) in line.match_indices(':') {
-        let begin = line[..at]
-            .rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-            .map_or(0, |n| n + 1);
-        let name = &line[begin..at];
-        if !name.is_empty() && begin < column && line[at + 1..].starts_with([' ', '\t']) {
-            found = Some(name.to_owned());
-        }
-    }
-    found
-}
-
-/// Octets: `1024`, `64KiB`, `256MiB`, `1GiB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(pub u64);
-
-impl FromStr for ByteSize {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        let s = s.trim();
-        let split = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
-        let (number, unit) = s.split_at(split);
-        let factor: u64 = match unit.trim() {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => {
-                return Err(format!(
-                    "{s:?} is no size: write 1024, 64KiB, 256MiB or 1GiB"
-                ));
-            }
-        };
-        let number: u64 = number
-            .parse()
-            .map_err(|_| format!("{s:?} is no size: write 64KiB or 256MiB"))?;
-        number
-            .checked_mul(factor)
-            .map(Self)
-            .ok_or_else(|| format!("{s:?} is too large"))
-    }
-}
-
-/// A length of time: `500ms`, `30s`, `5m`, `1h`, `5d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ConfigSpan(pub Duration);
-
-impl FromStr for ConfigSpan {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        let s = s.trim();
-        let split = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
-        let (number, unit) = s.split_at(split);
-        let factor: u64 = match unit.trim() {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => {
-                return Err(format!(
-                    "{s:?} is no length of time: write 500ms, 30s, 5m, 1h or 5d"
-                ));
-            }
-        };
-        let number: u64 = number
-            .parse()
-            .map_err(|_| format!("{s:?} is no length of time: write 30s or 5m"))?;
-        number
-            .checked_mul(factor)
-            .map(|ms| Self(Duration::from_millis(ms)))
-            .ok_or_else(|| format!("{s:?} is too long"))
-    }
-}
-
-macro_rules! from_text {
-    ($t:ty) => {
-        impl<'de> Deserialize<'de> for $t {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?
-                    .parse()
-                    .map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-from_text!(ByteSize);
-from_text!(ConfigSpan);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use serde::Deserialize;
 
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -201,19 +86,6 @@ mod tests {
             } else {
                 Ok(())
             }
-        }
-    }
-
-    #[test]
-    fn sizes_and_spans_have_units() {
-        assert_eq!("256MiB".parse(), Ok(ByteSize(256 << 20)));
-        assert_eq!(
-            "5d".parse(),
-            Ok(ConfigSpan(Duration::from_secs(5 * 86_400)))
-        );
-        for bad in ["", "MiB", "1MB", "-1s", "99999999999999999999GiB"] {
-            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
-            assert!(bad.parse::<ConfigSpan>().is_err(), "{bad}");
         }
     }
 

@@ -8,10 +8,11 @@ use std::{future::Future, time::Duration};
 /// What an attempt asks of the control plane. The queue's client implements it, and so does the
 /// bench of the tests, which has no control plane at all.
 pub trait ControlPlane: Send + Sync + 'static {
-    /// The content in order, in pieces of at most 1 MiB; the next piece is read when it is asked for.
+    /// The content of `size` octets in order, in pieces of at most 1 MiB; the next piece is read when it is asked for.
     fn fetch_body(
         &self,
         key: LeaseKey,
+        size: u64,
         trace: TraceContext,
     ) -> impl Future<Output = Result<Body, BodyError>> + Send;
     /// Asks for more time.

@@ -223,7 +223,7 @@ async fn fetch<C: ControlPlane>(lease: &Lease, control: &C) -> Result<Body, supe
         tracing::info_span!("delivery.fetch_body", message_id = %lease.key.id, size = lease.size);
     let context = telemetry::current_context(&span);
     control
-        .fetch_body(lease.key, context)
+        .fetch_body(lease.key, lease.size, context)
         .instrument(span)
         .await
 }

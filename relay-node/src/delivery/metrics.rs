@@ -1,7 +1,7 @@
 //! Counters of delivery.
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -13,6 +13,7 @@ pub struct DeliveryMetrics {
     connections: Family<ConnectionLabel, Counter>,
     tls_sessions: Family<TlsLabel, Counter>,
     leases_lost: Counter,
+    body_bytes: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -96,7 +97,16 @@ impl DeliveryMetrics {
             "Leases lost before the content was sent",
             m.leases_lost.clone(),
         );
+        registry.register(
+            "sealane_delivery_body_bytes",
+            "Octets of the budget for outgoing bodies in use",
+            m.body_bytes.clone(),
+        );
         m
+    }
+    /// Octets of the budget for outgoing bodies in use.
+    pub(crate) fn body_bytes(&self) -> &Gauge {
+        &self.body_bytes
     }
     /// A lease is worked on.
     pub fn attempt(&self) {

@@ -1,20 +1,29 @@
 //! The queue's client as the control plane of delivery.
 use super::{Body, BodyError, ControlPlane, LeaseKey, Renewal, Report};
+use crate::budget::BodyBudget;
 use futures_util::{StreamExt, TryStreamExt};
 use sealane_client::DeliverClient;
 use sealane_types::TraceContext;
 use sealane_wire::v1;
+use std::time::Duration;
+
+/// Most memory that one body takes here: the gRPC stream's window, a piece being decoded, a piece
+/// being sent.
+const IN_FLIGHT: u64 = 4 << 20;
+/// Waiting for memory; the peer has said 354 and waits too.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Streams to every control-plane node.
 #[derive(Debug, Clone)]
 pub struct QueueControl {
     client: DeliverClient,
+    budget: BodyBudget,
 }
 
 impl QueueControl {
-    /// Over this client.
-    pub fn new(client: DeliverClient) -> Self {
-        Self { client }
+    /// Over this client; bodies pay from `budget`.
+    pub(crate) fn new(client: DeliverClient, budget: BodyBudget) -> Self {
+        Self { client, budget }
     }
     /// The client itself.
     pub(crate) fn client(&self) -> &DeliverClient {
@@ -23,13 +32,27 @@ impl QueueControl {
 }
 
 impl ControlPlane for QueueControl {
-    async fn fetch_body(&self, key: LeaseKey, trace: TraceContext) -> Result<Body, BodyError> {
+    async fn fetch_body(
+        &self,
+        key: LeaseKey,
+        size: u64,
+        trace: TraceContext,
+    ) -> Result<Body, BodyError> {
+        let needed = usize::try_from(size.min(IN_FLIGHT)).unwrap_or(usize::MAX);
+        let paid = self.budget.pay(needed, PATIENCE).await;
+        let paid = paid.ok_or_else(|| BodyError("no memory: see bodyBudget".into()))?;
         let pieces = self
             .client
             .fetch_body(key.id, key.epoch, trace)
             .await
             .map_err(|e| BodyError(e.0))?;
-        Ok(pieces.map_err(|e| BodyError(e.0)).boxed())
+        // Given back with the stream.
+        Ok(pieces
+            .map_err(move |e| {
+                let _ = &paid;
+                BodyError(e.0)
+            })
+            .boxed())
     }
     async fn renew(&self, key: LeaseKey) -> Renewal {
         match self.client.renew(key.id, key.epoch).await {

@@ -1,6 +1,6 @@
 //! The task that takes leases and keeps attempts going.
 use super::{Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, QueueControl};
-use crate::{resolve::Resolver, tls::TlsConnector};
+use crate::{budget::BodyBudget, resolve::Resolver, tls::TlsConnector};
 use sealane_client::{DeliverClient, LeasedWork};
 use sealane_policy::PolicySnapshot;
 use sealane_wire::v1;
@@ -26,6 +26,8 @@ pub struct DeliveryContext {
     pub resolver: Arc<Resolver>,
     /// Outbound TLS.
     pub tls: TlsConnector,
+    /// Octets of bodies in memory at once.
+    pub body_budget: u64,
     /// Limits and deadlines.
     pub options: DeliveryOptions,
     /// Counters.
@@ -41,9 +43,10 @@ pub struct DeliveryContext {
 /// All attempts end at once, as if the process died.
 pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
     let client = context.control.clone();
+    let budget = BodyBudget::new(context.body_budget, context.metrics.body_bytes().clone());
     let courier = Arc::new(Courier::new(
         context.hostname,
-        QueueControl::new(context.control),
+        QueueControl::new(context.control, budget),
         context.policy,
         context.resolver,
         context.tls,

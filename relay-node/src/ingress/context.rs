@@ -1,6 +1,7 @@
 //! What all connections share.
-use super::{authenticator::Authenticator, budget::BodyBudget, tls::server_tls};
+use super::{authenticator::Authenticator, tls::server_tls};
 use crate::{
+    budget::BodyBudget,
     config::{RelayNodeConfig, SessionLimits},
     metrics::IngressMetrics,
 };
@@ -55,7 +56,7 @@ impl IngressContext {
             submit,
             policy,
             authenticator: Authenticator::new()?,
-            budget: BodyBudget::new(config.body_budget.0, metrics.body_bytes().clone()),
+            budget: BodyBudget::new(config.body_budget.0 / 2, metrics.body_bytes().clone()),
             connections: Arc::new(Semaphore::new(config.connections)),
             metrics,
             max_size: config.max_message_size.0,

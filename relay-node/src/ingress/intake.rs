@@ -3,14 +3,13 @@
 //! Up to 1 MiB it is kept whole and travels with the envelope. Longer ones leave piece by piece as
 //! they fill, and their memory is free when the queue acknowledged them: a connection holds about
 //! 3 MiB at most. Memory is paid for from the budget before the peer is read. Who cannot get more
-//! within a second sends off what it has as a shorter piece, so that connections which all hold half
+//! within a moment sends off what it has as a shorter piece, so that connections which all hold half
 //! a piece never wait for each other.
-use super::{
+use super::{header_scan::HeaderScan, received::Header};
+use crate::{
     budget::{BodyBudget, Paid},
-    header_scan::HeaderScan,
-    received::Header,
+    metrics::Refusal,
 };
-use crate::metrics::Refusal;
 use bytes::{Buf, Bytes, BytesMut};
 use sealane_client::{Content, Submission, SubmitClient, SubmitError, Upload, UploadError, new_id};
 use sealane_smtp::{Durable, server::BodyOutcome};
@@ -27,7 +26,7 @@ const LITTLE: usize = 4 << 10;
 /// Most octets that one read may bring.
 pub(super) const READ: usize = 64 << 10;
 /// A half-full piece is sent off when no more memory is to be had within this.
-const IMPATIENCE: Duration = Duration::from_secs(1);
+const IMPATIENCE: Duration = Duration::from_millis(100);
 /// From the final dot (or a piece's end) to the reply.
 const ENQUEUE: Duration = Duration::from_secs(30);
 /// A first proposal after this would leave no time to settle it.

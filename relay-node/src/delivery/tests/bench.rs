@@ -40,7 +40,7 @@ impl std::fmt::Debug for BenchControl {
 }
 
 impl ControlPlane for BenchControl {
-    async fn fetch_body(&self, _: LeaseKey, _: TraceContext) -> Result<Body, BodyError> {
+    async fn fetch_body(&self, _: LeaseKey, _: u64, _: TraceContext) -> Result<Body, BodyError> {
         Ok((self.body)())
     }
     async fn renew(&self, _: LeaseKey) -> Renewal {

@@ -1,4 +1,5 @@
-//! Memory for bodies in flight: one budget for the process.
+//! Memory for bodies in flight. Mail coming in and mail going out have a budget each, so that
+//! neither waits for the other.
 use prometheus_client::metrics::gauge::Gauge;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -6,32 +7,37 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Octets per permit.
 const UNIT: usize = 1024;
 
-/// Shared by all connections.
+/// Shared by all connections of one direction.
 #[derive(Debug, Clone)]
-pub(super) struct BodyBudget {
+pub(crate) struct BodyBudget {
+    total: usize,
     units: Arc<Semaphore>,
     in_use: Gauge,
 }
 
 /// Memory paid for; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Paid {
+pub(crate) struct Paid {
     permit: OwnedSemaphorePermit,
     in_use: Gauge,
 }
 
 impl BodyBudget {
-    pub(super) fn new(octets: u64, in_use: Gauge) -> Self {
-        let units = usize::try_from(octets).unwrap_or(usize::MAX) / UNIT;
+    pub(crate) fn new(octets: u64, in_use: Gauge) -> Self {
+        let total = (usize::try_from(octets).unwrap_or(usize::MAX) / UNIT)
+            .min(Semaphore::MAX_PERMITS)
+            .min(u32::MAX as usize);
         Self {
-            units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            total,
+            units: Arc::new(Semaphore::new(total)),
             in_use,
         }
     }
 
-    /// Waits for room at most `within`. First come, first served.
-    pub(super) async fn pay(&self, octets: usize, within: Duration) -> Option<Paid> {
-        let units = u32::try_from(octets.div_ceil(UNIT)).ok()?;
+    /// Waits for room at most `within`; what exceeds the whole budget pays the whole budget. First
+    /// come, first served.
+    pub(crate) async fn pay(&self, octets: usize, within: Duration) -> Option<Paid> {
+        let units = u32::try_from(octets.div_ceil(UNIT).min(self.total)).ok()?;
         let permit = match self.units.clone().try_acquire_many_owned(units) {
             Ok(p) => p,
             Err(_) => tokio::time::timeout(within, self.units.clone().acquire_many_owned(units))
@@ -53,7 +59,7 @@ impl Paid {
         i64::try_from(self.permit.num_permits() * UNIT).unwrap_or(i64::MAX)
     }
     /// Both are one from now on.
-    pub(super) fn merge(&mut self, mut other: Paid) {
+    pub(crate) fn merge(&mut self, mut other: Paid) {
         // `other` keeps nothing that its drop could give back twice.
         if let Some(all) = other.permit.split(other.permit.num_permits()) {
             self.permit.merge(all);
