@@ -3,7 +3,8 @@
 #   make run                      a local cluster until Ctrl-C; ARGS="--detach", ARGS="--destination HOST:PORT",
 #                                 ARGS="--help" shows all
 #   make kill NAME=relay-node-1   SIGKILL one process      make start NAME=relay-node-1   start it again
-#   make stop                     stop all of it           make status                    say what runs
+#   make stop                     stop all of it; with NAME=relay-node-1 one process, in order
+#   make status                   say what runs
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
@@ -24,7 +25,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
 .PHONY: help run kill start stop status built test build fmt lint packages-run packages-test
 
 help:
-	@sed -n '1,9s/^# \{0,1\}//p' Makefile
+	@sed -n '1,10s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -36,7 +37,7 @@ start: built
 	@exec $(DEV) start $(or $(NAME),$(error which one? make start NAME=control-plane-1))
 
 stop: built
-	@exec $(DEV) stop
+	@exec $(DEV) stop $(NAME)
 
 status: built
 	@exec $(DEV) status

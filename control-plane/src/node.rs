@@ -68,9 +68,6 @@ async fn serve(
     identity: Identity,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listen: {}", config.listen))?;
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let data_dir = config.data_dir.clone();
@@ -100,6 +97,9 @@ async fn serve(
         m = bootstrap::identity(config, &identity, &store) => m?,
         () = stop.cancelled() => return Ok(()),
     };
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen: {}", config.listen))?;
     tracing::info!(node_id = membership.identity.node_id, cluster = %membership.identity.cluster_id, "starting");
 
     let (effects_tx, effects) = mpsc::channel::<EffectBatch>(EFFECTS);

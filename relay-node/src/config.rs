@@ -28,7 +28,7 @@ pub struct RelayNodeConfig {
     /// coming in, half for mail going out. Default 256MiB.
     #[serde(default = "default_body_budget")]
     pub body_budget: ByteSize,
-    /// Octets of one message. Default 50MiB.
+    /// Octets of one message, headers counted. Default 64MiB: 50 MiB and room for what is added on the way.
     #[serde(default = "default_max_message_size")]
     pub max_message_size: ByteSize,
     /// SMTP connections at once, over all listeners. Default 1000.
@@ -133,7 +133,7 @@ fn default_body_budget() -> ByteSize {
     ByteSize(256 << 20)
 }
 fn default_max_message_size() -> ByteSize {
-    ByteSize(50 << 20)
+    ByteSize(64 << 20)
 }
 fn default_connections() -> usize {
     1000

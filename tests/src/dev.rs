@@ -40,13 +40,16 @@ enum Command {
         /// control-plane-1..3, relay-node-1..2, sink
         name: String,
     },
-    /// Start a process that was killed, with the data it had.
+    /// Start a process that does not run, with the data it had.
     Start {
         /// control-plane-1..3, relay-node-1..2, sink
         name: String,
     },
-    /// Stop everything.
-    Stop,
+    /// Stop everything, or end one process in order (SIGTERM).
+    Stop {
+        /// control-plane-1..3, relay-node-1..2, sink; without it everything
+        name: Option<String>,
+    },
     /// Say what runs.
     Status,
     /// The mail sink alone.
@@ -90,7 +93,7 @@ struct RunArgs {
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
     /// Log filter of all processes.
-    #[arg(long, default_value = "info", value_name = "FILTER")]
+    #[arg(long, default_value = "info,openraft=error", value_name = "FILTER")]
     log: String,
 }
 
@@ -112,7 +115,8 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => start::run(&cli.dir, &args),
         Command::Kill { name } => stop::kill(&cli.dir, &name),
         Command::Start { name } => start::start_one(&cli.dir, &name),
-        Command::Stop => stop::stop(&cli.dir),
+        Command::Stop { name: None } => stop::stop(&cli.dir),
+        Command::Stop { name: Some(name) } => stop::stop_one(&cli.dir, &name),
         Command::Status => stop::status(&cli.dir),
         Command::Sink(args) => sink(args),
     }

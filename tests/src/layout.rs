@@ -75,10 +75,10 @@ impl Default for Settings {
             lease: "10s".to_owned(),
             drain: "10s".to_owned(),
             body_budget: "256MiB".to_owned(),
-            max_message: "52MiB".to_owned(),
+            max_message: "64MiB".to_owned(),
             connections: 1000,
             otlp: None,
-            log_filter: "info".to_owned(),
+            log_filter: "info,openraft=error".to_owned(),
         }
     }
 }

@@ -140,6 +140,27 @@ async fn node_ids_stay_on_the_volume_and_are_never_reused() -> Result<()> {
         "an old id was given again: {wiped:?}"
     );
     mail_flows(&cluster).await?;
+
+    // It takes the lost one's place, so that the next failure is survived too.
+    let newest = newest.context("a new id")?;
+    wait::until("the new id votes", Duration::from_secs(60), || async {
+        let status = cluster.admin_json(&["cluster", "status"]).await?;
+        let groups = status.get("groups").and_then(Value::as_array);
+        for group in groups.context("groups")? {
+            let voters: Vec<u64> = group
+                .get("voters")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_u64)
+                .collect();
+            ensure!(voters.len() == 3 && voters.contains(&newest), "{group}");
+        }
+        Ok(())
+    })
+    .await?;
+    cluster.kill("control-plane-1")?;
+    mail_flows(&cluster).await?;
     cluster.pass()
 }
 

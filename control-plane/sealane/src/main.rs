@@ -49,7 +49,6 @@ struct Connection {
 enum Output {
     Table,
     Json,
-    Yaml,
 }
 
 #[derive(Subcommand, Debug)]
@@ -146,6 +145,32 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Queue(QueueCommand::Show { id }) => {
             show::queue_show(&cli.connection, output, id).await
         }
-        Command::Policy(c) => policy::run(c, &cli.connection, cli.output).await,
+        Command::Policy(c) => policy::run(c, &cli.connection, cli.output, output).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::{Command, CommandFactory};
+
+    fn teaches(command: &Command, path: &str) {
+        assert!(command.get_about().is_some(), "{path} says nothing");
+        for a in command.get_arguments() {
+            assert!(
+                a.get_help().is_some(),
+                "{path}: {} says nothing",
+                a.get_id()
+            );
+        }
+        for c in command.get_subcommands() {
+            teaches(c, &format!("{path} {}", c.get_name()));
+        }
+    }
+
+    #[test]
+    fn every_command_and_flag_says_what_it_does() {
+        Cli::command().debug_assert();
+        teaches(&Cli::command(), "sealane");
     }
 }

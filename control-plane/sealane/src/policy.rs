@@ -25,14 +25,15 @@ pub(crate) enum PolicyCommand {
         #[arg(long)]
         remove: Vec<String>,
     },
-    /// The policy in force, as YAML that `apply` takes back.
+    /// The policy in force, as YAML that `apply` takes back; -o json gives the same as JSON.
     Get,
 }
 
 pub(crate) async fn run(
     command: PolicyCommand,
     connection: &Connection,
-    output: Option<Output>,
+    asked: Option<Output>,
+    output: Output,
 ) -> anyhow::Result<()> {
     match command {
         PolicyCommand::Apply {
@@ -65,6 +66,16 @@ pub(crate) async fn run(
                     async move { PolicyClient::new(c).apply(request).await }
                 })
                 .await?;
+            if output == Output::Json {
+                println!(
+                    "{}",
+                    serde_json::json!({
+                        "revision": reply.revision, "dryRun": dry_run, "created": reply.created,
+                        "updated": reply.updated, "removed": reply.removed, "unchanged": reply.unchanged,
+                    })
+                );
+                return Ok(());
+            }
             let verb = if dry_run { "would be " } else { "" };
             for (what, keys) in [
                 ("created", &reply.created),
@@ -80,16 +91,12 @@ pub(crate) async fn run(
             let set = connection
                 .first(|c| async move { PolicyClient::new(c).get(v1::PolicyGetRequest {}).await })
                 .await?;
-            match output {
+            match asked {
                 Some(Output::Json) => {
-                    let keys: Vec<String> = set
-                        .documents
-                        .iter()
-                        .map(sealane_policy::document_key)
-                        .collect();
+                    let documents = sealane_policy::readable(&set.documents);
                     println!(
                         "{}",
-                        serde_json::json!({ "revision": set.revision, "documents": keys })
+                        serde_json::json!({ "revision": set.revision, "documents": documents })
                     );
                 }
                 _ => print!(

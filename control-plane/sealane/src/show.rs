@@ -34,7 +34,7 @@ fn now_ms() -> u64 {
 fn print(output: Output, json: &Value, table: impl FnOnce() -> String) {
     match output {
         Output::Table => println!("{}", table()),
-        Output::Json | Output::Yaml => println!("{json}"),
+        Output::Json => println!("{json}"),
     }
 }
 
@@ -220,7 +220,13 @@ pub(crate) async fn queue_list(
                 ]);
             }
         }
-        format!("{t}\n{} waiting", reply.total_waiting)
+        let shown = reply.messages.len() as u64;
+        let rest = if shown < reply.total_waiting && shown == u64::from(limit) {
+            format!("; {shown} shown, --limit shows more")
+        } else {
+            String::new()
+        };
+        format!("{t}\n{} waiting{rest}", reply.total_waiting)
     });
     Ok(())
 }
@@ -237,20 +243,81 @@ pub(crate) async fn queue_show(
             async move { AdminClient::new(c).show_message(request).await }
         })
         .await?;
-    let entry = reply.entry.unwrap_or_default();
-    let tls = entry.tls.unwrap_or_default();
+    let entry = reply.entry.clone().unwrap_or_default();
+    let tls = entry.tls.clone().unwrap_or_default();
     let value = json!({
         "message": reply.message.as_ref().map(message_json),
         "shard": reply.shard, "expiresAt": date(reply.expires_at_ms),
         "sha256": data_encoding::HEXLOWER.encode(&reply.sha256),
-        "traceparent": reply.trace.map(|t| t.traceparent),
+        "traceparent": reply.trace.as_ref().map(|t| &t.traceparent),
         "bodyParts": reply.body.len(),
         "entry": { "listener": entry.listener, "peer": entry.peer, "helo": entry.helo, "submitter": entry.submitter,
             "rule": entry.rule, "policyRevision": entry.policy_revision, "relay": entry.relay,
             "acceptedAt": date(entry.accepted_at_ms), "tls": format!("{} {} {}", tls.version, tls.cipher, tls.group) },
     });
-    print(output, &value, || {
-        serde_json::to_string_pretty(&value).unwrap_or_default()
-    });
+    print(output, &value, || message_page(&reply));
     Ok(())
+}
+
+/// One message for people.
+fn message_page(reply: &v1::ShowMessageReply) -> String {
+    let message = reply.message.clone().unwrap_or_default();
+    let entry = reply.entry.clone().unwrap_or_default();
+    let tls = entry.tls.clone().unwrap_or_default();
+    let mut facts = table(&[]);
+    let mut fact = |name: &str, value: String| {
+        facts.add_row([name.to_owned(), value]);
+    };
+    fact("message", format!("{} (shard {})", message.id, reply.shard));
+    fact("from", format!("<{}>", message.reverse_path));
+    fact(
+        "size",
+        format!("{} octets in {} parts", message.size, reply.body.len()),
+    );
+    fact(
+        "accepted",
+        format!(
+            "{} ({} ago)",
+            date(message.accepted_at_ms),
+            age(now_ms().saturating_sub(message.accepted_at_ms))
+        ),
+    );
+    fact("expires", date(reply.expires_at_ms));
+    fact(
+        "came in",
+        format!(
+            "{} of {} from {} (HELO {})",
+            entry.listener, entry.relay, entry.peer, entry.helo
+        ),
+    );
+    if !entry.submitter.is_empty() {
+        fact("submitter", entry.submitter.clone());
+    }
+    fact(
+        "let in by",
+        format!("{} (policy revision {})", entry.rule, entry.policy_revision),
+    );
+    fact(
+        "TLS",
+        format!("{} {} {}", tls.version, tls.cipher, tls.group),
+    );
+    fact("sha256", data_encoding::HEXLOWER.encode(&reply.sha256));
+    if let Some(trace) = &reply.trace {
+        fact("trace", trace.traceparent.clone());
+    }
+    let mut recipients = table(&["TO", "STATE", "TRIES", "NEXT TRY", "HELD BY", "LAST REPLY"]);
+    for r in &message.recipients {
+        let last = r.last_reply.as_ref().map_or(String::new(), |l| {
+            format!("{} {} {} ({})", l.code, l.enhanced, l.text, l.remote)
+        });
+        recipients.add_row([
+            r.mailbox.clone(),
+            r.state.clone(),
+            r.attempts.to_string(),
+            date(r.due_at_ms),
+            r.lease_holder.clone(),
+            last,
+        ]);
+    }
+    format!("{facts}\n\n{recipients}")
 }

@@ -450,10 +450,14 @@ impl Group {
             .await
     }
 
-    /// Makes a caught-up learner a voter.
-    pub async fn promote(&self, node: u64) -> Result<(), ProposeError> {
-        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node])))
-            .await
+    /// Makes a caught-up learner a voter, in one change with the removal of the voter that it replaces.
+    pub async fn promote(&self, node: u64, instead_of: Option<u64>) -> Result<(), ProposeError> {
+        let mut voters = self.view().voters;
+        voters.insert(node);
+        if let Some(old) = instead_of {
+            voters.remove(&old);
+        }
+        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
     }
 
     /// Drops the applied part of the log except for the entries kept for laggards. A snapshot here is a position: this is cheap.

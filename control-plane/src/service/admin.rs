@@ -7,7 +7,7 @@ use crate::{
 use sealane_state::queries;
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, admin_server::Admin as AdminService};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};
 
@@ -87,6 +87,8 @@ impl AdminService for AdminRpc {
             .map_err(storage)?;
         let views: Vec<_> = self.groups.iter().map(|g| g.view()).collect();
         let meta = self.groups.meta().view();
+        let newest: BTreeMap<String, u64> =
+            records.iter().map(|n| (n.name.clone(), n.id)).collect();
         let mut nodes: Vec<v1::NodeInfo> = records
             .into_iter()
             .map(|n| v1::NodeInfo {
@@ -95,6 +97,10 @@ impl AdminService for AdminRpc {
                     "voter"
                 } else if meta.learners.contains(&n.id) {
                     "learner"
+                } else if newest.get(&n.name).is_some_and(|id| *id != n.id) {
+                    "replaced"
+                } else if meta.voters.len() as u64 >= u64::from(self.groups.replicas()) {
+                    "spare"
                 } else {
                     "joining"
                 }

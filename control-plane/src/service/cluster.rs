@@ -134,6 +134,7 @@ impl ClusterService for ClusterRpc {
             cluster_id: groups.cluster_id().to_owned(),
             node_id: groups.node_id(),
             member: true,
+            ..v1::IdentifyReply::default()
         }))
     }
 

@@ -12,4 +12,4 @@ mod yaml;
 pub use document::{Document, FieldError, document_key};
 pub use password::{hash_password, verify_password};
 pub use snapshot::{Destination, Limits, PolicySnapshot, RetrySchedule};
-pub use yaml::{PolicyError, parse_yaml, to_yaml};
+pub use yaml::{PolicyError, parse_yaml, readable, to_yaml};

@@ -372,17 +372,17 @@ fn ms(n: u64) -> String {
     format!("{n}ms")
 }
 
-/// The documents as YAML that [`parse_yaml`] reads back to the same.
-pub fn to_yaml(documents: &[v1::Document]) -> String {
+/// The documents as people write them.
+pub fn readable(documents: &[v1::Document]) -> Vec<impl Serialize> {
     let route = |r: &v1::Route| YamlRoute {
         host: r.host.clone(),
         port: r.port,
         implicit_tls: r.implicit_tls,
     };
-    let parts: Vec<String> = documents
+    documents
         .iter()
         .filter_map(|d| {
-            let yaml = match d.kind.as_ref()? {
+            Some(match d.kind.as_ref()? {
                 Kind::Domain(x) => Yaml::Domain(YamlDomain {
                     kind: KindName::Domain,
                     name: x.name.clone(),
@@ -428,9 +428,16 @@ pub fn to_yaml(documents: &[v1::Document]) -> String {
                         messages_per_connection: Some(l.messages_per_connection),
                     }),
                 }),
-            };
-            serde_saphyr::to_string(&yaml).ok()
+            })
         })
+        .collect()
+}
+
+/// The documents as YAML that [`parse_yaml`] reads back to the same.
+pub fn to_yaml(documents: &[v1::Document]) -> String {
+    let parts: Vec<String> = readable(documents)
+        .iter()
+        .filter_map(|d| serde_saphyr::to_string(d).ok())
         .collect();
     parts.join("---\n")
 }

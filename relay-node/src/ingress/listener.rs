@@ -18,7 +18,7 @@ pub(super) async fn serve(
     cut: CancellationToken,
 ) {
     let config = context.session_config(kind);
-    tracing::info!(listener = kind.as_str(), address = ?socket.local_addr().ok(), "listening");
+    tracing::info!(listener = kind.as_str(), address = %socket.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()), "listening");
     loop {
         let permit = tokio::select! {
             p = context.connections.clone().acquire_owned() => p,

@@ -33,6 +33,18 @@ pub(super) fn kill(dir: &Path, name: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// SIGTERM to one process, and the record says so once it is gone.
+pub(super) fn stop_one(dir: &Path, name: &str) -> Result<ExitCode> {
+    let folder = RunFolder::open(dir, false)?;
+    let mut state = folder.state()?;
+    state.spec(name)?;
+    anyhow::ensure!(state.processes.contains_key(name), "{name} does not run");
+    end(&mut state, &[name.to_owned()]);
+    folder.save(&state)?;
+    println!("{name} ended; `make start NAME={name}` starts it again");
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Stops everything; data, mail and logs stay until the next `run`.
 pub(super) fn stop(dir: &Path) -> Result<ExitCode> {
     let folder = RunFolder::open(dir, false)?;
