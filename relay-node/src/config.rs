@@ -31,9 +31,12 @@ pub struct RelayNodeConfig {
     /// Octets of one message, headers counted. Default 64MiB: 50 MiB and room for what is added on the way.
     #[serde(default = "default_max_message_size")]
     pub max_message_size: ByteSize,
-    /// SMTP connections at once, over all listeners. Default 1000.
+    /// SMTP connections at once to each listener. Default 1000.
     #[serde(default = "default_connections")]
     pub connections: usize,
+    /// Of these from one address; loopback addresses are not counted. Default 100.
+    #[serde(default = "default_connections_per_address")]
+    pub connections_per_address: usize,
     /// Limits and deadlines of SMTP sessions.
     #[serde(default)]
     pub sessions: SessionLimits,
@@ -99,8 +102,10 @@ pub struct SessionLimits {
     pub auth_failures: u32,
     /// Octets of a command line. Default 4096.
     pub command_line: usize,
-    /// Wait for a command. Default 5m.
+    /// Wait for a command, from the end of the one before. Default 5m.
     pub command_timeout: ConfigSpan,
+    /// The same before TLS, and before AUTH where it is required. Default 60s.
+    pub early_timeout: ConfigSpan,
     /// Wait for a block of the message, and for the peer to take a reply. Default 3m.
     pub data_timeout: ConfigSpan,
     /// TLS handshake. Default 30s.
@@ -108,6 +113,8 @@ pub struct SessionLimits {
     /// Octets per second that a peer must reach on average while it sends a message, after the first
     /// half minute. Default 512.
     pub minimum_rate: u64,
+    /// From the final dot to the reply: 451 if the queue cannot take the message in this time. Default 27s.
+    pub enqueue_timeout: ConfigSpan,
     /// Wait for memory of the body budget before 452. Default 30s.
     pub budget_timeout: ConfigSpan,
 }
@@ -121,9 +128,11 @@ impl Default for SessionLimits {
             auth_failures: 3,
             command_line: 4096,
             command_timeout: seconds(300),
+            early_timeout: seconds(60),
             data_timeout: seconds(180),
             handshake_timeout: seconds(30),
             minimum_rate: 512,
+            enqueue_timeout: seconds(27),
             budget_timeout: seconds(30),
         }
     }
@@ -137,6 +146,9 @@ fn default_max_message_size() -> ByteSize {
 }
 fn default_connections() -> usize {
     1000
+}
+fn default_connections_per_address() -> usize {
+    100
 }
 fn default_drain_timeout() -> ConfigSpan {
     ConfigSpan(Duration::from_secs(30))
@@ -203,6 +215,26 @@ impl Validate for RelayNodeConfig {
             "connections",
             "must be 1 to 1000000",
         )?;
+        check(
+            self.connections_per_address > 0,
+            "connectionsPerAddress",
+            "must not be 0",
+        )?;
+        let mut addresses = Vec::new();
+        for (field, address) in [
+            ("listeners.mx", l.mx),
+            ("listeners.submission", l.submission),
+            ("listeners.submissions", l.submissions),
+            ("metricsListen", self.metrics_listen),
+        ] {
+            let Some(address) = address else { continue };
+            check(
+                address.port() == 0 || !addresses.contains(&address),
+                field,
+                "another listener has this address",
+            )?;
+            addresses.push(address);
+        }
         let s = &self.sessions;
         check(
             (100..=sealane_types::MAX_RECIPIENTS).contains(&s.recipients),
@@ -222,12 +254,18 @@ impl Validate for RelayNodeConfig {
         )?;
         for (field, span) in [
             ("sessions.commandTimeout", s.command_timeout),
+            ("sessions.earlyTimeout", s.early_timeout),
             ("sessions.dataTimeout", s.data_timeout),
             ("sessions.handshakeTimeout", s.handshake_timeout),
             ("sessions.budgetTimeout", s.budget_timeout),
         ] {
             check(!span.0.is_zero(), field, "must not be 0")?;
         }
+        check(
+            (Duration::from_secs(8)..=Duration::from_secs(300)).contains(&s.enqueue_timeout.0),
+            "sessions.enqueueTimeout",
+            "must be 8s (of which 6 are for finding out what became of the message) to 5m",
+        )?;
         self.delivery.validate()?;
         identity::certificates(&self.certificate.certificate)
             .map_err(|e| ConfigError::field("certificate.certificate", format!("{e:#}")))?;

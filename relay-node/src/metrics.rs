@@ -45,6 +45,8 @@ pub enum Refusal {
     Handshake,
     /// Too slow.
     Timeout,
+    /// Too many from one address.
+    Connections,
 }
 
 impl Refusal {
@@ -61,6 +63,7 @@ impl Refusal {
             Refusal::Policy => "policy",
             Refusal::Handshake => "handshake",
             Refusal::Timeout => "timeout",
+            Refusal::Connections => "connections",
         }
     }
 }

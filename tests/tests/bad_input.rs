@@ -260,25 +260,27 @@ async fn order_is_kept(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+async fn timed_offer(cluster: &Cluster) -> Result<(Reply, Duration)> {
+    let began = Instant::now();
+    Ok((offer(cluster).await?, began.elapsed()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_quorum_there_is_no_250() -> Result<()> {
     let mut cluster = Cluster::builder().relays(1).start().await?;
     cluster.kill("control-plane-1")?;
     cluster.kill("control-plane-2")?;
-    let mut temporary = 0;
-    for round in 0..3 {
-        let began = Instant::now();
-        let reply = offer(&cluster).await?;
-        let took = began.elapsed();
-        println!("round {round}: {reply} after {:.1} s", took.as_secs_f32());
+    let (first, second, third) = tokio::try_join!(
+        timed_offer(&cluster),
+        timed_offer(&cluster),
+        timed_offer(&cluster)
+    )?;
+    for (reply, took) in [first, second, third] {
+        println!("{reply} after {:.1} s", took.as_secs_f32());
         ensure!(reply.is(451, "4.3.0"), "without a quorum: {reply}");
-        ensure!(took <= Duration::from_secs(32), "took {took:?}");
-        temporary += 1;
+        ensure!(took <= Duration::from_secs(30), "took {took:?}");
     }
-    ensure!(
-        temporary == 3 && cluster.sink.store().count()? == 0,
-        "something arrived"
-    );
+    ensure!(cluster.sink.store().count()? == 0, "something arrived");
     cluster.start("control-plane-1")?;
     let began = Instant::now();
     wait::until("mail accepted again", Duration::from_secs(60), || async {

@@ -47,13 +47,11 @@ pub(crate) async fn run(groups: Arc<Groups>, stop: CancellationToken) {
             }
         };
         for group in groups.iter().filter(Group::is_leader) {
-            if let Some(step) = next_step(
-                &wanted(group.id(), &nodes, groups.replicas()),
-                &group.view(),
-            ) {
-                if act(&group, &nodes, step).await {
-                    pause = LOOK_AGAIN;
-                }
+            let wanted = wanted(group.id(), &nodes, groups.replicas());
+            if let Some(step) = next_step(&wanted, &group.view())
+                && act(&group, &nodes, step).await
+            {
+                pause = LOOK_AGAIN;
             }
         }
     }

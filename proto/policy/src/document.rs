@@ -98,8 +98,21 @@ fn submitter(x: &v1::SubmitterDocument) -> Result<(), FieldError> {
     if !x.password_verifier.starts_with("$argon2id$") {
         return err("passwordVerifier", "needs an argon2id PHC string");
     }
-    argon2::password_hash::PasswordHash::new(&x.password_verifier)
+    let verifier = argon2::password_hash::PasswordHash::new(&x.password_verifier)
         .or_else(|e| err("passwordVerifier", e))?;
+    if verifier.salt.is_none() || verifier.hash.is_none() {
+        return err("passwordVerifier", "needs a salt and a hash");
+    }
+    // Whoever tries a password makes the relay pay this.
+    for (parameter, most) in [("m", 262_144), ("t", 16), ("p", 16)] {
+        if verifier
+            .params
+            .get_decimal(parameter)
+            .is_some_and(|value| value > most)
+        {
+            return err("passwordVerifier", format!("{parameter} is above {most}"));
+        }
+    }
     if x.senders.is_empty() {
         return err("senders", "names nobody: this submitter could not send");
     }

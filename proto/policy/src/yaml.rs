@@ -148,7 +148,7 @@ pub fn parse_yaml(
         let part_body = part.strip_prefix("---").unwrap_or(part);
         // Lines are counted in the file.
         let body = format!("{}{part_body}", "\n".repeat(first_line - 1));
-        first_line += part.lines().count().max(1);
+        first_line += part.matches('\n').count() + 1;
         if part_body
             .lines()
             .all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'))
@@ -490,6 +490,10 @@ mod tests {
             (
                 "---\nkind: Domain\nname: a.example\nroute:\n  host: b.example\n  port: many\n",
                 "p:6: port: ",
+            ),
+            (
+                "kind: Domain\nname: a.example\n\n---\nkind: Domain\nname: b.example\ncolour: red\n",
+                "p:7: colour: unknown field `colour`",
             ),
             ("kind: Server\nname: a\n", "p:1: kind: "),
             ("name: a.example\n", "missing field `kind`"),

@@ -185,7 +185,12 @@ impl ReversePath {
         if s.is_empty() {
             Ok(Self(None))
         } else {
-            Mailbox::parse(s).map(|m| Self(Some(m)))
+            let mailbox = Mailbox::parse(s)?;
+            // Only recipients may be a bare `postmaster` (RFC 5321 section 4.1.1.3).
+            match mailbox.domain {
+                Some(_) => Ok(Self(Some(mailbox))),
+                None => Err(AddressError("domain is missing")),
+            }
         }
     }
     /// `None` for `<>`.

@@ -84,8 +84,12 @@ impl v1::Envelope {
             return Err(FieldError::new("envelope.recipients", "too many"));
         }
         for r in &self.recipients {
-            Mailbox::parse(&r.mailbox)
+            let mailbox = Mailbox::parse(&r.mailbox)
                 .map_err(|e| FieldError::new("envelope.recipients.mailbox", e))?;
+            if mailbox.domain().is_none() {
+                let reason = format!("{mailbox}: domain is missing");
+                return Err(FieldError::new("envelope.recipients.mailbox", reason));
+            }
         }
         Ok(())
     }

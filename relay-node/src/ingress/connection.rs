@@ -31,6 +31,8 @@ const COMMANDS: usize = 16 << 10;
 const RATE_GRACE: Duration = Duration::from_secs(30);
 /// For the TLS close and the last reply.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Replies are written once this many octets wait: the peer must take them before it is heard again.
+const REPLIES: usize = 64 << 10;
 /// Said to who speaks in clear; counted.
 const TLS_FIRST: &[u8] = b"530 5.7.0 Must issue a STARTTLS";
 
@@ -49,6 +51,8 @@ pub(super) struct Connection {
     /// Spent waiting for the octets of the current body, and octets that came.
     waited: Duration,
     arrived: u64,
+    /// When the last line came, and how many had come.
+    progress: (Instant, u64),
 }
 
 /// Why a connection ends early. A rude peer is no error of ours.
@@ -86,6 +90,7 @@ impl Connection {
             transaction: None,
             waited: Duration::ZERO,
             arrived: 0,
+            progress: (Instant::now(), 0),
         }
     }
 
@@ -130,7 +135,7 @@ impl Connection {
         let deadline = if data {
             limits.data_timeout.0
         } else {
-            limits.command_timeout.0
+            self.left_for_a_line()
         };
         let room = match self.transaction.as_mut().and_then(|t| t.intake.as_mut()) {
             Some(intake) if data => intake.room().await,
@@ -165,6 +170,7 @@ impl Connection {
             }
         };
         if data {
+            self.progress.0 = Instant::now();
             self.waited += started.elapsed();
             self.arrived = self.arrived.saturating_add(octets as u64);
             let needed = self
@@ -183,6 +189,21 @@ impl Connection {
         Ok(())
     }
 
+    /// What is left of the time for one line. Octets alone do not extend it.
+    fn left_for_a_line(&mut self) -> Duration {
+        let lines = self.session.lines();
+        if self.progress.1 != lines {
+            self.progress = (Instant::now(), lines);
+        }
+        let limits = &self.context.limits;
+        let whole = if self.session.is_early() {
+            limits.early_timeout.0
+        } else {
+            limits.command_timeout.0
+        };
+        whole.saturating_sub(self.progress.0.elapsed())
+    }
+
     async fn flush(&mut self, stream: &mut Stream) -> Result<(), Over> {
         if self.out.is_empty() {
             return Ok(());
@@ -198,7 +219,14 @@ impl Connection {
 
     async fn farewell(&mut self, stream: &mut Stream) -> Result<(), Over> {
         self.flush(stream).await?;
-        let _ = timeout(FAREWELL, stream.shutdown()).await;
+        // What the peer sent meanwhile is read: unread octets would turn the close into a reset, and
+        // the last reply could be lost.
+        let _ = timeout(FAREWELL, async {
+            stream.shutdown().await?;
+            while stream.read(&mut self.input).await? > 0 {}
+            io::Result::Ok(())
+        })
+        .await;
         Err(Over::Closed)
     }
 
@@ -210,6 +238,7 @@ impl Connection {
             return Err(Over::Closed);
         };
         let (stream, facts) = self.handshake(tcp).await?;
+        self.progress.0 = Instant::now();
         self.session.handle(Event::TlsEstablished(facts));
         Ok(stream)
     }
@@ -249,6 +278,9 @@ impl Connection {
                         .refused(self.listener.as_str(), Refusal::Plaintext);
                 }
                 self.out.extend_from_slice(&octets);
+                if self.out.len() > REPLIES {
+                    self.flush(stream).await?;
+                }
             }
             Action::Authenticate { name, password } => {
                 self.flush(stream).await?;
@@ -321,14 +353,18 @@ impl Connection {
             Action::BodyEnd => {
                 self.flush(stream).await?;
                 let outcome = self.end_body().await;
+                self.progress.0 = Instant::now();
                 self.session.handle(Event::Body(outcome));
             }
             Action::BodyAborted => {
                 if let Some(mut t) = self.transaction.take() {
                     t.intake = None;
-                    self.context
-                        .metrics
-                        .refused(self.listener.as_str(), Refusal::Content);
+                    let why = if self.session.is_too_big() {
+                        Refusal::Size
+                    } else {
+                        Refusal::Content
+                    };
+                    self.context.metrics.refused(self.listener.as_str(), why);
                     self.account(&t, None, "refused", None);
                 }
             }
@@ -395,7 +431,7 @@ impl Connection {
         let begun = Intake::begin(
             context.submit.clone(),
             context.budget.clone(),
-            context.limits.budget_timeout.0,
+            &context.limits,
             telemetry::current_context(&t.span),
             id,
             &header,

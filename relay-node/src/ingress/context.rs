@@ -9,7 +9,7 @@ use sealane_client::SubmitClient;
 use sealane_policy::PolicySnapshot;
 use sealane_smtp::server::{Listener, ServerConfig};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 /// One per process.
@@ -24,7 +24,8 @@ pub struct IngressContext {
     pub(super) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     pub(super) authenticator: Authenticator,
     pub(super) budget: BodyBudget,
-    pub(super) connections: Arc<Semaphore>,
+    pub(super) max_connections: usize,
+    pub(super) max_per_address: usize,
     pub(super) metrics: IngressMetrics,
     max_size: u64,
 }
@@ -57,7 +58,8 @@ impl IngressContext {
             policy,
             authenticator: Authenticator::new()?,
             budget: BodyBudget::new(config.body_budget.0 / 2, metrics.body_bytes().clone()),
-            connections: Arc::new(Semaphore::new(config.connections)),
+            max_connections: config.connections,
+            max_per_address: config.connections_per_address,
             metrics,
             max_size: config.max_message_size.0,
         })

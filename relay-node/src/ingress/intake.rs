@@ -8,6 +8,7 @@
 use super::{header_scan::HeaderScan, received::Header};
 use crate::{
     budget::{BodyBudget, Paid},
+    config::SessionLimits,
     metrics::Refusal,
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -27,13 +28,10 @@ const LITTLE: usize = 4 << 10;
 pub(super) const READ: usize = 64 << 10;
 /// A half-full piece is sent off when no more memory is to be had within this.
 const IMPATIENCE: Duration = Duration::from_millis(100);
-/// From the final dot (or a piece's end) to the reply.
-const ENQUEUE: Duration = Duration::from_secs(30);
 /// A first proposal after this would leave no time to settle it.
 const SETTLE: Duration = Duration::from_secs(6);
-/// Received fields, ours not counted (RFC 5321 section 6.3 asks for at least 100 in servers that count; loops are
-/// caught sooner here).
-const HOPS: u32 = 50;
+/// Received fields that a message may bring (RFC 5321 section 6.3: at least 100).
+const HOPS: u32 = 100;
 
 /// The body will not be accepted.
 #[derive(Debug, Clone)]
@@ -56,6 +54,7 @@ pub(super) struct Intake {
     submit: SubmitClient,
     budget: BodyBudget,
     budget_timeout: Duration,
+    enqueue_timeout: Duration,
     trace: TraceContext,
     id: MessageId,
     /// Where the id stands in the first piece.
@@ -68,6 +67,8 @@ pub(super) struct Intake {
     upload: Option<Upload>,
     digest: Sha256,
     failed: Option<Failed>,
+    /// Nothing came from the peer yet.
+    fresh: bool,
 }
 
 /// An id on a shard with a leader; on any shard if there is none: it is replaced when one comes up.
@@ -102,13 +103,13 @@ impl Intake {
     pub(super) async fn begin(
         submit: SubmitClient,
         budget: BodyBudget,
-        budget_timeout: Duration,
+        limits: &SessionLimits,
         trace: TraceContext,
         id: MessageId,
         header: &Header,
     ) -> Result<Self, Failed> {
         let paid = budget
-            .pay(FIRST, budget_timeout)
+            .pay(FIRST, limits.budget_timeout.0)
             .await
             .ok_or_else(no_memory)?;
         let mut buffer = BytesMut::with_capacity(FIRST);
@@ -116,7 +117,8 @@ impl Intake {
         Ok(Self {
             submit,
             budget,
-            budget_timeout,
+            budget_timeout: limits.budget_timeout.0,
+            enqueue_timeout: limits.enqueue_timeout.0,
             trace,
             id,
             id_at: header.id_at,
@@ -128,6 +130,7 @@ impl Intake {
             upload: None,
             digest: Sha256::new(),
             failed: None,
+            fresh: true,
         })
     }
 
@@ -170,6 +173,14 @@ impl Intake {
         if self.failed.is_some() {
             return;
         }
+        if self.fresh && matches!(octets.first(), Some(b' ' | b'\t')) {
+            // It would continue our own header.
+            return self.fail(Failed {
+                reply: Reply::new(554, (5, 6, 0), "Message begins with white space"),
+                why: Refusal::Content,
+            });
+        }
+        self.fresh &= octets.is_empty();
         self.scan.feed(&octets);
         self.size = self.size.saturating_add(octets.len() as u64);
         while !octets.is_empty() {
@@ -193,7 +204,8 @@ impl Intake {
 
     /// Sends off what is in the buffer and starts another.
     async fn flush(&mut self) -> Result<(), Failed> {
-        self.send_piece().await?;
+        self.send_piece(Instant::now() + self.enqueue_timeout)
+            .await?;
         self.paid = Some(
             self.budget
                 .pay(FIRST, self.budget_timeout)
@@ -205,13 +217,12 @@ impl Intake {
         Ok(())
     }
 
-    async fn send_piece(&mut self) -> Result<(), Failed> {
+    async fn send_piece(&mut self, deadline: Instant) -> Result<(), Failed> {
         let piece = std::mem::take(&mut self.buffer).freeze();
         let paid = self.paid.take();
         if piece.is_empty() {
             return Ok(());
         }
-        let deadline = Instant::now() + ENQUEUE;
         if let Some(upload) = &mut self.upload {
             self.digest.update(&piece);
             return upload
@@ -286,7 +297,7 @@ impl Intake {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
-        let deadline = Instant::now() + ENQUEUE;
+        let deadline = Instant::now() + self.enqueue_timeout;
         let mut submission = Submission {
             id: self.id,
             envelope,
@@ -297,7 +308,7 @@ impl Intake {
             content: Content::Uploaded { chunks: 0 },
         };
         if self.upload.is_some() {
-            self.send_piece().await?;
+            self.send_piece(deadline).await?;
             let chunks = match &mut self.upload {
                 Some(upload) => upload
                     .finish()

@@ -1,12 +1,20 @@
 //! Accepts connections, a permit before each.
 use super::{connection::Connection, context::IngressContext};
+use crate::metrics::Refusal;
 use sealane_smtp::server::Listener;
-use std::{sync::Arc, time::Duration};
-use tokio::{net::TcpListener, time::sleep};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// After an error of accept (out of descriptors, most likely).
 const PAUSE: Duration = Duration::from_millis(100);
+/// Said in clear, and nothing else, to an address that has too many connections.
+const TOO_MANY: &[u8] = b"421 4.7.0 Too many connections from your address\r\n";
 
 /// Until `stop`; connections end by themselves then, or at once with `cut`.
 pub(super) async fn serve(
@@ -18,10 +26,12 @@ pub(super) async fn serve(
     cut: CancellationToken,
 ) {
     let config = context.session_config(kind);
+    let permits = Arc::new(Semaphore::new(context.max_connections));
+    let per_address = PerAddress::new(context.max_per_address);
     tracing::info!(listener = kind.as_str(), address = %socket.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()), "listening");
     loop {
         let permit = tokio::select! {
-            p = context.connections.clone().acquire_owned() => p,
+            p = permits.clone().acquire_owned() => p,
             () = stop.cancelled() => return,
         };
         let Ok(permit) = permit else { return };
@@ -38,13 +48,97 @@ pub(super) async fn serve(
             }
         };
         let _ = tcp.set_nodelay(true);
+        let Some(place) = per_address.take(peer.ip()) else {
+            context.metrics.refused(kind.as_str(), Refusal::Connections);
+            if kind != Listener::Submissions {
+                let _ = tcp.try_write(TOO_MANY);
+            }
+            continue;
+        };
         let connection = Connection::new(context.clone(), kind, config.clone(), peer, stop.clone());
         let (context, cut) = (context.clone(), cut.clone());
         connections.spawn(async move {
             context.metrics.opened(kind.as_str());
             cut.run_until_cancelled(Box::pin(connection.run(tcp))).await;
             context.metrics.closed(kind.as_str());
-            drop(permit);
+            drop((permit, place));
         });
+    }
+}
+
+/// Open connections by address.
+#[derive(Debug, Clone)]
+struct PerAddress {
+    limit: usize,
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A counted connection; gone when dropped.
+#[derive(Debug)]
+struct Place {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    address: IpAddr,
+}
+
+impl PerAddress {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            open: Arc::default(),
+        }
+    }
+
+    /// `None` if the address has as many as it may.
+    fn take(&self, address: IpAddr) -> Option<Place> {
+        let address = address.to_canonical();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= self.limit && !address.is_loopback() {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            open: self.open.clone(),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_has_its_share_and_gets_it_back() {
+        let places = PerAddress::new(2);
+        let (a, b) = (
+            "192.0.2.1".parse().unwrap(),
+            "::ffff:192.0.2.1".parse().unwrap(),
+        );
+        let first = places.take(a).unwrap();
+        let _second = places.take(b).unwrap();
+        assert!(places.take(a).is_none());
+        assert!(places.take("192.0.2.2".parse().unwrap()).is_some());
+        drop(first);
+        assert!(places.take(b).is_some());
+        let many: Vec<_> = (0..5)
+            .map(|_| places.take("127.0.0.1".parse().unwrap()))
+            .collect();
+        assert!(many.iter().all(Option::is_some));
+        drop(many);
+        assert_eq!(places.open.lock().unwrap().len(), 1);
     }
 }

@@ -203,9 +203,18 @@ pub struct ServerSession {
     skipping_line: bool,
     errors: u32,
     auth_failures: u32,
+    /// Commands since the last accepted message that brought none nearer.
+    idle_commands: u32,
+    lines: u64,
     draining: bool,
 }
 
+/// NOOP, RSET, VRFY and EHLO between two messages, as in Postfix.
+const MAX_IDLE_COMMANDS: u32 = 100;
+/// Replies that may wait to be sent before further commands are looked at.
+const REPLIES: usize = 16 << 10;
+/// Octets of an AUTH exchange line (RFC 4954 section 4).
+const AUTH_LINE: usize = 12_288;
 const TLS_FIRST: (u16, (u8, u16, u16), &str) =
     (530, (5, 7, 0), "Must issue a STARTTLS command first");
 
@@ -229,6 +238,8 @@ impl ServerSession {
             skipping_line: false,
             errors: 0,
             auth_failures: 0,
+            idle_commands: 0,
+            lines: 0,
             draining: false,
         }
     }
@@ -252,6 +263,19 @@ impl ServerSession {
         } else {
             "ESMTPS"
         }
+    }
+
+    /// Whether the message that comes exceeds the limit.
+    pub fn is_too_big(&self) -> bool {
+        self.too_big
+    }
+    /// Lines heard so far: a peer that sends octets but no line makes no progress.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+    /// Whether the peer still owes TLS, or AUTH where it is needed.
+    pub fn is_early(&self) -> bool {
+        self.tls.is_none() || self.unauthenticated()
     }
 
     /// What it waits for.
@@ -283,6 +307,10 @@ impl ServerSession {
 
     /// What to do next; `None` until something happens.
     pub fn poll_action(&mut self) -> Option<Action> {
+        if self.actions.is_empty() && self.out.is_empty() {
+            // Commands that waited for their replies to be taken.
+            self.advance();
+        }
         if self.actions.is_empty() && !self.out.is_empty() {
             self.actions
                 .push_back(Action::Send(self.out.split().freeze()));
@@ -390,10 +418,21 @@ impl ServerSession {
                         self.close();
                         return;
                     }
+                    if self.out.len() > REPLIES {
+                        return;
+                    }
                     let Some(line) = self.next_line() else { return };
+                    self.lines += 1;
+                    // Whatever it is, it ends an AUTH exchange.
+                    let auth = matches!(self.state, State::AuthResponse);
+                    self.state = State::Command;
                     match line {
+                        Line::TooLong if auth => {
+                            self.error(500, (5, 5, 6), "Authentication exchange line is too long");
+                        }
                         Line::TooLong => self.error(500, (5, 5, 2), "Line too long"),
                         Line::Bare => self.error(500, (5, 5, 2), "Bare CR or LF in command"),
+                        Line::Text(text) if auth => self.auth_response(&text),
                         Line::Text(text) => self.line(&text),
                     }
                 }
@@ -412,8 +451,13 @@ impl ServerSession {
     }
 
     fn next_line(&mut self) -> Option<Line> {
-        let limit = if matches!(self.state, State::AuthResponse) {
-            12_288 + 2
+        let auth = matches!(self.state, State::AuthResponse)
+            || self
+                .input
+                .get(..5)
+                .is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH "));
+        let limit = if auth {
+            AUTH_LINE + 2
         } else {
             self.config.max_line
         };
@@ -438,17 +482,16 @@ impl ServerSession {
     }
 
     fn line(&mut self, line: &[u8]) {
-        if matches!(self.state, State::AuthResponse) {
-            self.state = State::Command;
-            return self.auth_response(line);
-        }
-        let Ok(text) = std::str::from_utf8(line) else {
-            return self.error(500, (5, 5, 2), "Command is not ASCII");
+        let ascii = std::str::from_utf8(line)
+            .ok()
+            .filter(|text| text.is_ascii());
+        let Some(text) = ascii.filter(|text| !text.contains('\0')) else {
+            return self.not_ascii(line);
         };
-        if !text.is_ascii() || text.bytes().any(|b| b == 0) {
-            return self.error(500, (5, 5, 2), "Command is not ASCII");
-        }
-        let (verb, argument) = text.split_once(' ').unwrap_or((text, ""));
+        // RFC 5321 section 4.1.1: trailing white space is tolerated.
+        let text = text.trim_end_matches([' ', '\t']);
+        let (verb, argument) = text.split_once([' ', '\t']).unwrap_or((text, ""));
+        let argument = argument.trim_start_matches([' ', '\t']);
         let verb = verb.to_ascii_uppercase();
         // Cross-protocol: a browser or worse speaks (CVE class of ALPACA).
         if ["GET", "POST", "PUT", "HEAD", "CONNECT", "OPTIONS", "PRI"].contains(&verb.as_str()) {
@@ -459,6 +502,18 @@ impl ServerSession {
             let (code, enhanced, text) = TLS_FIRST;
             return self.error(code, enhanced, text);
         }
+        // RFC 4954 section 6.
+        let before_auth = ["AUTH", "EHLO", "HELO", "NOOP", "RSET", "QUIT", "STARTTLS"];
+        if self.tls.is_some() && self.unauthenticated() && !before_auth.contains(&verb.as_str()) {
+            return self.error(530, (5, 7, 0), "Authentication required");
+        }
+        if ["EHLO", "HELO", "NOOP", "RSET", "VRFY"].contains(&verb.as_str()) {
+            self.idle_commands += 1;
+            if self.idle_commands > MAX_IDLE_COMMANDS {
+                self.say(421, (4, 7, 0), "Too many commands without mail, closing");
+                return self.close();
+            }
+        }
         match verb.as_str() {
             "EHLO" => self.ehlo(argument, true),
             "HELO" => self.ehlo(argument, false),
@@ -467,6 +522,9 @@ impl ServerSession {
             "MAIL" => self.mail(argument),
             "RCPT" => self.rcpt(argument),
             "DATA" => self.begin_data(argument),
+            "RSET" if !argument.is_empty() => {
+                self.error(501, (5, 5, 4), "RSET takes no parameter");
+            }
             "RSET" => {
                 self.reset();
                 self.say(250, (2, 0, 0), "Ok");
@@ -476,9 +534,7 @@ impl ServerSession {
                 self.say(221, (2, 0, 0), "Bye");
                 self.close();
             }
-            "VRFY" if self.unauthenticated() => {
-                self.error(530, (5, 7, 0), "Authentication required")
-            }
+            "VRFY" if argument.is_empty() => self.error(501, (5, 5, 4), "Syntax: VRFY address"),
             "VRFY" => self.say(252, (2, 5, 2), "Cannot verify, try to send"),
             "EXPN" | "HELP" | "TURN" | "ETRN" | "ATRN" | "BDAT" | "BURL" | "SEND" | "SOML"
             | "SAML" | "XCLIENT" | "XFORWARD" => {
@@ -486,6 +542,17 @@ impl ServerSession {
             }
             _ => self.error(500, (5, 5, 2), "Unknown command"),
         }
+    }
+
+    /// SMTPUTF8 is not offered: addresses in it have a reply of their own (RFC 6531 section 3.5).
+    fn not_ascii(&mut self, line: &[u8]) {
+        let verb = line.get(..5).map(<[u8]>::to_ascii_uppercase);
+        let address = matches!(verb.as_deref(), Some(b"MAIL " | b"RCPT "));
+        if address && !self.is_early() && !line.contains(&0) {
+            self.refused_recipients += u32::from(line[0].eq_ignore_ascii_case(&b'R')) as usize;
+            return self.error(553, (5, 6, 7), "Non-ASCII addresses are not supported");
+        }
+        self.error(500, (5, 5, 2), "Command is not ASCII");
     }
 
     fn unauthenticated(&self) -> bool {
@@ -555,8 +622,8 @@ impl ServerSession {
             return self.error(503, (5, 5, 1), "Send EHLO first");
         }
         let (mechanism, initial) = argument
-            .split_once(' ')
-            .map_or((argument, None), |(m, i)| (m, Some(i)));
+            .split_once([' ', '\t'])
+            .map_or((argument, None), |(m, i)| (m, Some(i.trim_start())));
         if !mechanism.eq_ignore_ascii_case("PLAIN") {
             return self.error(504, (5, 5, 4), "Mechanism not supported");
         }
@@ -570,6 +637,7 @@ impl ServerSession {
     }
 
     fn auth_response(&mut self, line: &[u8]) {
+        let line = line.trim_ascii_end();
         if line == b"*" {
             return self.error(501, (5, 7, 0), "Authentication cancelled");
         }
@@ -577,10 +645,7 @@ impl ServerSession {
             return self.error(501, (5, 5, 2), "Invalid base64");
         };
         match auth::plain(text) {
-            Err(r) => {
-                self.reply(&r);
-                self.errors += 1;
-            }
+            Err(r) => self.refuse(&r),
             // PLAIN may ask to act as someone else: nobody may.
             Ok((authzid, name, _)) if !authzid.is_empty() && authzid != name => {
                 self.auth_failed();
@@ -627,9 +692,6 @@ impl ServerSession {
         if self.helo.is_none() {
             return self.error(503, (5, 5, 1), "Send EHLO first");
         }
-        if self.unauthenticated() {
-            return self.error(530, (5, 7, 0), "Authentication required");
-        }
         if self.sender.is_some() {
             return self.error(503, (5, 5, 1), "Sender given already");
         }
@@ -654,9 +716,10 @@ impl ServerSession {
         self.state = State::Waiting(Question::Mail(path));
     }
 
+    /// A refusal; only a permanent one is the peer's mistake.
     fn refuse(&mut self, r: &Reply) {
         self.reply(r);
-        self.errors += 1;
+        self.errors += u32::from(r.code >= 500);
         if self.errors >= self.config.max_errors {
             self.say(421, (4, 7, 0), "Too many errors, closing");
             self.close();
@@ -754,7 +817,7 @@ impl ServerSession {
             self.say(552, (5, 3, 4), "Message size exceeds the limit");
         } else {
             self.push(Action::BodyAborted);
-            self.say(554, (5, 6, 0), "Bare CR, bare LF or NUL in message");
+            self.say(550, (5, 5, 2), "Bare CR, bare LF or NUL in message");
         }
         self.reset();
     }
@@ -765,7 +828,11 @@ impl ServerSession {
         }
         self.state = State::Command;
         match outcome {
-            BodyOutcome::Durable(d) => self.say(250, (2, 0, 0), &format!("Accepted {}", d.id())),
+            BodyOutcome::Durable(d) => {
+                self.errors = 0;
+                self.idle_commands = 0;
+                self.say(250, (2, 0, 0), &format!("Accepted {}", d.id()));
+            }
             BodyOutcome::Reply(r) => self.reply(&r),
             BodyOutcome::Unknown => return self.close(),
         }

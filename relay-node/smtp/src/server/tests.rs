@@ -258,7 +258,7 @@ fn s1_smuggled_messages_are_refused_whole() {
             "x{fake}MAIL FROM:<e@e.example>\r\nRCPT TO:<e@e.example>\r\nDATA\r\ny\r\n.\r\n"
         ));
         assert_eq!(
-            said, "554 5.6.0 Bare CR, bare LF or NUL in message\r\n",
+            said, "550 5.5.2 Bare CR, bare LF or NUL in message\r\n",
             "{fake:?}"
         );
         assert!(p.stored.is_empty());
@@ -315,6 +315,103 @@ fn order_and_syntax_errors_have_their_codes() {
         p.say("NOOP\nNOOP\r\n"),
         "500 5.5.2 Bare CR or LF in command\r\n250 2.0.0 Ok\r\n"
     );
+}
+
+#[test]
+fn only_rcpt_may_be_a_bare_postmaster() {
+    let mut p = Peer::secure(Listener::Mx);
+    assert!(
+        p.say("MAIL FROM:<postmaster>\r\n")
+            .starts_with("501 5.1.7 ")
+    );
+    assert!(
+        p.say("MAIL FROM:<>\r\nRCPT TO:<postmaster>\r\n")
+            .ends_with("250 2.1.5 Recipient ok\r\n")
+    );
+}
+
+#[test]
+fn auth13_before_auth_all_but_seven_verbs_are_530() {
+    let mut p = Peer::secure(Listener::Submission);
+    for verb in [
+        "MAIL FROM:<a@b.example>",
+        "RCPT TO:<a@b.example>",
+        "DATA",
+        "VRFY a",
+        "EXPN a",
+        "BDAT 1",
+        "FOO",
+    ] {
+        assert_eq!(
+            p.say(format!("{verb}\r\n")),
+            "530 5.7.0 Authentication required\r\n",
+            "{verb}"
+        );
+    }
+    assert!(p.say("NOOP\r\nRSET\r\n").starts_with("250 "));
+}
+
+#[test]
+fn white_space_around_arguments_is_tolerated() {
+    let mut p = Peer::secure(Listener::Submission);
+    assert!(
+        p.say("EHLO  client.example \t\r\n")
+            .starts_with("250-mx.example\r\n")
+    );
+    assert_eq!(p.session.helo(), "client.example");
+    assert_eq!(p.say("AUTH PLAIN \r\n"), "334 \r\n");
+    assert!(p.say("AGRlbW8Ac2VjcmV0 \r\n").starts_with("235 "));
+    assert!(p.say("MAIL  FROM: <a@b.example> \r\n").starts_with("250 "));
+    assert!(p.say("RCPT\tTO:<a@b.example>\r\n").starts_with("250 "));
+    assert!(p.say("DATA  \r\n").starts_with("354 "));
+}
+
+#[test]
+fn auth5_a_broken_exchange_line_ends_the_exchange() {
+    let mut p = Peer::secure(Listener::Submission);
+    for (line, reply) in [
+        ("x".repeat(13_000), "500 5.5.6 "),
+        ("a\rb".into(), "500 5.5.2 "),
+    ] {
+        assert_eq!(p.say("AUTH PLAIN\r\n"), "334 \r\n");
+        assert!(p.say(format!("{line}\r\n")).starts_with(reply));
+        assert_eq!(p.say("NOOP\r\n"), "250 2.0.0 Ok\r\n");
+    }
+    // An initial response may be as long.
+    let said = p.say(format!("AUTH PLAIN {}\r\n", "A".repeat(8000)));
+    assert!(said.starts_with("501 5.5.2 "), "{said}");
+}
+
+#[test]
+fn commands_without_mail_and_errors_without_success_are_bounded() {
+    let mut p = Peer::secure(Listener::Mx);
+    let said = p.say("NOOP\r\n".repeat(200));
+    assert!(said.ends_with("421 4.7.0 Too many commands without mail, closing\r\n") && p.closed);
+    let mut p = Peer::secure(Listener::Submission);
+    let said = p.say("AUTH PLAIN !\r\n".repeat(30));
+    assert!(said.ends_with("421 4.7.0 Too many errors, closing\r\n") && p.closed);
+    // An accepted message clears the account.
+    let mut p = Peer::secure(Listener::Mx);
+    for _ in 0..5 {
+        p.say("FOO\r\n".repeat(15));
+        let said = p.say("MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n.\r\n");
+        assert!(said.contains("250 2.0.0 Accepted"), "{said}");
+    }
+}
+
+#[test]
+fn replies_wait_for_the_peer_to_take_them() {
+    let mut p = Peer::secure(Listener::Mx);
+    p.session.input(&b"EHLO a.example\r\nVRFY a\r\n".repeat(49));
+    let mut count = 0;
+    while let Some(action) = p.session.poll_action() {
+        let Action::Send(octets) = action else {
+            panic!("{action:?}")
+        };
+        assert!(octets.len() < 32 << 10);
+        count += String::from_utf8_lossy(&octets).matches("252 ").count();
+    }
+    assert_eq!(count, 49);
 }
 
 #[test]
