@@ -264,7 +264,8 @@ fn message_page(reply: &v1::ShowMessageReply) -> String {
     let message = reply.message.clone().unwrap_or_default();
     let entry = reply.entry.clone().unwrap_or_default();
     let tls = entry.tls.clone().unwrap_or_default();
-    let mut facts = table(&[]);
+    let mut facts = Table::new();
+    facts.load_preset(NOTHING);
     let mut fact = |name: &str, value: String| {
         facts.add_row([name.to_owned(), value]);
     };
