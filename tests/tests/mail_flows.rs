@@ -363,3 +363,61 @@ async fn capabilities_are_those_of_the_listener() -> Result<()> {
     client.quit().await;
     cluster.pass()
 }
+
+/// What cannot be delivered in time comes back: refused all the time, or never secure enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_mail_is_reported() -> Result<()> {
+    let cluster = Cluster::builder().delays("[1s]").relays(1).start().await?;
+    let sink = cluster.sink.address();
+    cluster
+        .apply_policy(&format!(
+            "kind: Destination\nname: slow.example\nroute: {{ host: {ip}, port: {port} }}\n\
+             retry: {{ delays: [500ms], lifetime: 3s }}\n---\n\
+             kind: Destination\nname: strict.example\nroute: {{ host: {ip}, port: {port} }}\n\
+             tls: {{ level: secure, names: [strict.example] }}\nretry: {{ delays: [500ms], lifetime: 5d, tlsLifetime: 3s }}\n",
+            ip = sink.ip(),
+            port = sink.port(),
+        ))
+        .await?;
+    cluster.sink.script().add(Rule {
+        stage: Stage::Rcpt,
+        containing: "@slow.example".to_owned(),
+        act: Act::Reply("450 4.2.0 not now".to_owned()),
+        times: None,
+    });
+    let mut client =
+        load::connect(cluster.targets(Kind::Submission)[0], SUBMITTER, PASSWORD).await?;
+    for domain in ["slow.example", "strict.example"] {
+        let reply = client
+            .transaction(
+                "sender@client.example",
+                &[format!("a@{domain}")],
+                b"Subject: x\r\n\r\nx\r\n",
+            )
+            .await?;
+        ensure!(reply.code == 250, "{reply}");
+    }
+    client.quit().await;
+    let reports = wait::until("two reports", PATIENCE, || async {
+        let all = cluster.sink.store().list()?;
+        ensure!(all.len() == 2, "{} messages", all.len());
+        Ok(all)
+    })
+    .await?;
+    for (domain, status) in [
+        ("slow.example", "Status: 5.4.7"),
+        ("strict.example", "Status: 5.7."),
+    ] {
+        let mut found = false;
+        for report in &reports {
+            let text = String::from_utf8_lossy(&report.octets()?).into_owned();
+            found |= report.envelope.reverse_path.is_empty()
+                && text.contains(&format!("Final-Recipient: rfc822; a@{domain}"))
+                && text.contains(status);
+        }
+        ensure!(found, "no report with {status} for {domain}");
+    }
+    let left = cluster.admin_json(&["queue", "list"]).await?;
+    ensure!(left["totalWaiting"] == 0, "{left}");
+    cluster.pass()
+}
