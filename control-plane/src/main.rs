@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use control_plane::{config::ControlPlaneConfig, node};
+use control_plane::node;
 use std::{path::PathBuf, process::ExitCode};
 
 /// Sealane's control plane: keeps the replicated mail queue, policy and membership.
@@ -17,30 +17,5 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let config: ControlPlaneConfig = match sealane_runtime::config::load(&arguments.config) {
-        Ok(c) => c,
-        Err(e) => {
-            eprintln!("{e}");
-            return ExitCode::from(sealane_runtime::exit_code::CONFIG);
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("control-plane")
-        .build()
-    {
-        Ok(r) => r,
-        Err(e) => {
-            eprintln!("control-plane: no threads: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(Box::pin(node::run(config))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("control-plane: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    sealane_runtime::process::run("control-plane", &Arguments::parse().config, node::run)
 }

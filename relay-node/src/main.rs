@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use relay_node::{config::RelayNodeConfig, node};
+use relay_node::node;
 use std::{path::PathBuf, process::ExitCode};
 
 /// Sealane's relay node: accepts mail over TLS, hands it to the replicated queue, delivers it over TLS.
@@ -18,30 +18,5 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let config: RelayNodeConfig = match sealane_runtime::config::load(&arguments.config) {
-        Ok(c) => c,
-        Err(e) => {
-            eprintln!("{e}");
-            return ExitCode::from(sealane_runtime::exit_code::CONFIG);
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("relay-node")
-        .build()
-    {
-        Ok(r) => r,
-        Err(e) => {
-            eprintln!("relay-node: no threads: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(Box::pin(node::run(config))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("relay-node: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    sealane_runtime::process::run("relay-node", &Arguments::parse().config, node::run)
 }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod grpc;
 pub mod http;
 pub mod identity;
+pub mod process;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -29,8 +29,8 @@ use tracing::Instrument;
 const COMMANDS: usize = 16 << 10;
 /// The minimum data rate is asked for after this much waiting.
 const RATE_GRACE: Duration = Duration::from_secs(30);
-/// For the TLS close and the last reply.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// For the TLS close, and for the peer to close too.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Replies are written once this many octets wait: the peer must take them before it is heard again.
 const REPLIES: usize = 64 << 10;
 /// Said to who speaks in clear; counted.

@@ -1,0 +1,41 @@
+//! From the command line to a running node and its exit code.
+use crate::{
+    config::{self, Validate},
+    exit_code,
+};
+use serde::de::DeserializeOwned;
+use std::{path::Path, process::ExitCode};
+
+/// Loads the configuration and runs `node` with it to its end. What fails is said on standard error;
+/// a wrong configuration ends with [`exit_code::CONFIG`] before anything else happens.
+pub fn run<C, F>(name: &'static str, file: &Path, node: impl FnOnce(C) -> F) -> ExitCode
+where
+    C: DeserializeOwned + Validate,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let config = match config::load(file) {
+        Ok(c) => c,
+        Err(e) => {
+            eprintln!("{name}: {e}");
+            return ExitCode::from(exit_code::CONFIG);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name(name)
+        .build()
+    {
+        Ok(r) => r,
+        Err(e) => {
+            eprintln!("{name}: no threads: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(Box::pin(node(config))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{name}: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
