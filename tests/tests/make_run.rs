@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sealane_tests::process::ProcessId;
+use nix::sys::signal::Signal;
+use sealane_tests::process::{ProcessId, send};
 use sealane_tests::{ports, tools, wait};
 
 /// The flags that choose a port, and how many ports from there on are used.
@@ -177,7 +178,7 @@ async fn a_local_cluster_runs_is_broken_and_mended_and_stops() -> Result<()> {
 
     // A process that somebody else killed is started all the same.
     let victim = pid(&folder, "PID_CONTROL_PLANE_2")?.context("control-plane-2 does not run")?;
-    tools::run(Command::new("kill").args(["-9", &victim.to_string()]))?;
+    send(victim, Signal::SIGKILL);
     wait::until("its end", Duration::from_secs(10), || async {
         ensure!(!runs(Some(victim)), "runs");
         Ok(())
@@ -237,7 +238,7 @@ async fn in_the_foreground_deliveries_are_shown_and_ctrl_c_stops_all() -> Result
         seen("delivered")
     })
     .await?;
-    tools::run(Command::new("kill").args(["-INT", &child.id().to_string()]))?;
+    send(child.id(), Signal::SIGINT);
     let status = tokio::task::spawn_blocking(move || child.wait()).await??;
     ensure!(status.success(), "ended with {status}");
     for (name, value) in all {
