@@ -14,6 +14,8 @@ use sealane_tests::ledger::Ledger;
 use sealane_tests::load::{self, Load};
 
 const FAULTS: usize = 10;
+/// Deliveries that one relay node may have in the air (its default credits).
+const IN_FLIGHT: usize = 100;
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
@@ -95,6 +97,10 @@ async fn random_faults_lose_nothing() -> Result<()> {
         .await?;
     println!("faults={FAULTS} {verdict}");
     verdict.holds()?;
+    ensure!(
+        verdict.duplicates <= verdict.unknown + FAULTS * IN_FLIGHT,
+        "too many duplicates: {verdict}"
+    );
     ensure!(verdict.accepted > 100, "hardly anything flowed: {verdict}");
     ensure!(
         verdict.permanent == 0,
