@@ -1,5 +1,5 @@
 //! Command lines.
-use sealane_types::{Mailbox, Reply, ReversePath};
+use sealane_types::{DomainName, Mailbox, Reply, ReversePath};
 
 /// ESMTP parameters of MAIL that this version knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -31,6 +31,18 @@ fn split_path(rest: &str) -> Option<(&str, &str)> {
     None
 }
 
+/// Without a source route, `@a,@b:`, which is recognised and ignored (RFC 5321 section 4.1.1.3 and appendix C).
+fn without_route(path: &str) -> &str {
+    let Some((route, rest)) = path.split_once(':').filter(|_| path.starts_with('@')) else {
+        return path;
+    };
+    let hops = route.split(',').all(|hop| {
+        hop.strip_prefix('@')
+            .is_some_and(|domain| DomainName::parse(domain).is_ok())
+    });
+    if hops { rest } else { path }
+}
+
 fn after_keyword<'a>(argument: &'a str, keyword: &str) -> Option<&'a str> {
     let (head, rest) = argument.split_at_checked(keyword.len())?;
     head.eq_ignore_ascii_case(keyword).then_some(rest)
@@ -42,7 +54,8 @@ pub(crate) fn mail(argument: &str) -> Result<(ReversePath, MailParameters), Repl
         .ok_or_else(|| Reply::new(501, (5, 5, 4), "Syntax: MAIL FROM:<address>"))?;
     let (path, parameters) =
         split_path(rest).ok_or_else(|| Reply::new(501, (5, 1, 7), "Bad sender address syntax"))?;
-    let path = ReversePath::parse(path).map_err(|e| Reply::new(501, (5, 1, 7), e.to_string()))?;
+    let path = ReversePath::parse(without_route(path))
+        .map_err(|e| Reply::new(501, (5, 1, 7), e.to_string()))?;
     Ok((path, mail_parameters(parameters)?))
 }
 
@@ -100,5 +113,5 @@ pub(crate) fn rcpt(argument: &str) -> Result<Mailbox, Reply> {
     if !parameters.trim().is_empty() {
         return Err(Reply::new(555, (5, 5, 4), "Unknown RCPT parameter"));
     }
-    Mailbox::parse(path).map_err(|e| Reply::new(501, (5, 1, 3), e.to_string()))
+    Mailbox::parse(without_route(path)).map_err(|e| Reply::new(501, (5, 1, 3), e.to_string()))
 }
