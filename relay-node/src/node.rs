@@ -93,7 +93,7 @@ async fn serve(
     let resolver = Resolver::new(ResolverOptions {
         nameservers: config.resolver.nameservers.clone(),
         allow_private: config.allow_private_destinations,
-        own_name: config.hostname.clone(),
+        own_name: config.hostname.to_ascii_lowercase(),
         ..ResolverOptions::default()
     })
     .context("resolver")?;

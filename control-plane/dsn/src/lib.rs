@@ -108,6 +108,12 @@ pub fn build(r: &Report<'_>) -> Built {
     status_part(&mut out, r, &boundary);
     let mut body = out.into_bytes();
     header_part(&mut body, r, &boundary);
+    // A next hop without 8BITMIME refuses what claims to need it, and a report has no report.
+    let body_type = if body.is_ascii() {
+        v1::BodyType::BodyType7bit
+    } else {
+        v1::BodyType::BodyType8bitmime
+    };
     Built {
         envelope: v1::Envelope {
             reverse_path: String::new(),
@@ -115,7 +121,7 @@ pub fn build(r: &Report<'_>) -> Built {
                 mailbox: reverse_path.to_owned(),
                 orcpt: String::new(),
             }],
-            body_type: v1::BodyType::BodyType8bitmime.into(),
+            body_type: body_type.into(),
             envid: String::new(),
         },
         body: body.into(),

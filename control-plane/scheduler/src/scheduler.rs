@@ -251,14 +251,15 @@ impl Scheduler {
         };
         self.expiry.remove(&(item.expires_ms, item.id));
         // Counts as in flight from now; `remove_message` undoes it.
-        self.leases.insert(
-            key.clone(),
-            Lease {
-                epoch: 0,
-                until_ms: u64::MAX,
-            },
-        );
-        d.in_flight += 1;
+        let lease = Lease {
+            epoch: 0,
+            until_ms: u64::MAX,
+        };
+        // Other recipients of the message may be leased at this destination already: a key holds one place.
+        match self.leases.insert(key.clone(), lease) {
+            None => d.in_flight += 1,
+            Some(old) => drop(self.lease_ends.remove(&(old.until_ms, key.clone()))),
+        }
         Taken::Item(worker, item)
     }
 

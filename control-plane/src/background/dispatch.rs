@@ -234,7 +234,12 @@ impl Dispatcher {
                     .get_mut(&relay)
                     .filter(|r| r.session == session)
                 {
-                    r.credits = r.credits.saturating_add(leases);
+                    // 0 withdraws all: the relay drains.
+                    r.credits = if leases == 0 {
+                        0
+                    } else {
+                        r.credits.saturating_add(leases)
+                    };
                 }
             }
             Input::Settled {

@@ -4,7 +4,7 @@ use crate::{
     background::dispatch::Input,
     metrics::Metrics,
     policy_view::PolicyView,
-    raft::{Group, Groups, now_ms},
+    raft::{Committed, Group, Groups, now_ms},
 };
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
@@ -37,6 +37,8 @@ const EVENTS: usize = 1024;
 const REPORTS: usize = 1024;
 /// Octets of the original header that a non-delivery report may quote.
 const HEADER_LIMIT: usize = 64 << 10;
+/// Recipients settled by one entry: with their replies quoted twice, a report of them stays below 1 MiB.
+const RESULTS: usize = 400;
 
 /// Everything a Deliver stream needs; one per node.
 #[derive(Debug)]
@@ -68,20 +70,25 @@ impl DeliverDesk {
                 return;
             }
             let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-            let joined = Input::Joined {
-                relay: relay.clone(),
-                session,
-                events: tx.clone(),
-            };
-            if self.dispatcher.send(joined).await.is_err() {
-                return;
-            }
+            // A relay that reaches this node under two addresses drops one of the streams before it gives
+            // credit on it: only credit makes a worker.
+            let mut joined = false;
             tracing::info!(%relay, "delivery stream opened");
             let slots = Arc::new(Semaphore::new(REPORTS));
             while let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = frames.message().await {
                 match frame {
                     Frame::Hello(_) => {}
                     Frame::Credit(c) => {
+                        if !std::mem::replace(&mut joined, true) {
+                            let input = Input::Joined {
+                                relay: relay.clone(),
+                                session,
+                                events: tx.clone(),
+                            };
+                            if self.dispatcher.send(input).await.is_err() {
+                                break;
+                            }
+                        }
                         let input = Input::Credit {
                             relay: relay.clone(),
                             session,
@@ -190,6 +197,8 @@ impl DeliverDesk {
         let now = now_ms();
         let age = now.saturating_sub(message.record.enqueued_at_ms);
         let envelope = message.record.envelope.as_ref();
+        // One for all: what was tried together is tried together again.
+        let jitter = rand::rng().random_range(0..1000);
         let mut results = Vec::with_capacity(report.recipients.len());
         for r in &report.recipients {
             let Some(index) = usize::try_from(r.recipient).ok() else {
@@ -221,7 +230,6 @@ impl DeliverDesk {
                     result.expired = true;
                     result.reply = Some(expired_reply(r.reply.clone(), r.tls_caused));
                 } else {
-                    let jitter = rand::rng().random_range(0..1000);
                     result.retry_at_ms =
                         retry_at(&schedule.delays_ms, stored.attempts, now, jitter);
                 }
@@ -231,7 +239,8 @@ impl DeliverDesk {
         results
     }
 
-    /// Proposes the results, and the report that the failures among them cause, as one entry.
+    /// Proposes the results in parts that fit an entry with their report; `None`: not all of them
+    /// were recorded, so report again.
     async fn commit(
         &self,
         group: &Group,
@@ -239,9 +248,23 @@ impl DeliverDesk {
         epoch: u64,
         results: Vec<v1::RecipientResult>,
     ) -> Option<bool> {
-        if results.is_empty() {
-            return Some(false);
+        let mut effective = false;
+        for part in results.chunks(RESULTS) {
+            effective |= self
+                .commit_part(group, message, epoch, part.to_vec())
+                .await?;
         }
+        Some(effective)
+    }
+
+    /// Proposes results, and the report that the failures among them cause, as one entry.
+    async fn commit_part(
+        &self,
+        group: &Group,
+        message: &StoredMessage,
+        epoch: u64,
+        results: Vec<v1::RecipientResult>,
+    ) -> Option<bool> {
         let (dsn, body) = match block_in_place(|| self.dsn(group, message, &results)) {
             Some((op, body)) => (Some(op), body),
             None => (None, Bytes::new()),
@@ -255,6 +278,16 @@ impl DeliverDesk {
             dsn,
         });
         match group.propose(op, body).await {
+            Ok(Committed {
+                reply:
+                    v1::CommandReply {
+                        result: Some(Answer::Refused(r)),
+                    },
+                ..
+            }) => {
+                tracing::error!(message = %message.id, field = r.field, reason = r.reason, "results refused");
+                None
+            }
             Ok(c) => {
                 let effective =
                     matches!(c.reply.result, Some(Answer::Counted(n)) if n.effective > 0);

@@ -11,7 +11,7 @@ use super::{
     report::{HopFailure, RecipientOutcome},
 };
 use crate::{
-    resolve::{Hop, ResolveError, Resolver, StaticRoute},
+    resolve::{Hop, HopSource, ResolveError, Resolver, StaticRoute},
     tls::TlsConnector,
 };
 use sealane_policy::{Destination, PolicySnapshot};
@@ -157,8 +157,14 @@ impl<C: ControlPlane> Courier<C> {
         lease: &Lease,
         clock: &LeaseClock,
     ) -> Result<Vec<RecipientOutcome>, Ended> {
-        let Some(policy) = self.policy.borrow().clone() else {
-            return Ok(HopFailure::own((4, 3, 5), "no policy is known yet").for_all(lease));
+        let mut policies = self.policy.clone();
+        let policy = tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => return Err(Ended::NotStarted),
+            first = policies.wait_for(Option::is_some) => first.ok().and_then(|p| p.clone()),
+        };
+        let Some(policy) = policy else {
+            return Err(Ended::NotStarted);
         };
         let destination = policy.destination(lease.destination.as_str());
         let turn = async {
@@ -241,7 +247,12 @@ impl<C: ControlPlane> Courier<C> {
                 failure
             }));
         }
-        let certificate = facts::certificate_requirement(&destination.tls, &hop.host)
+        // A name that only DNS gave proves nothing about the destination.
+        let expected = match hop.source {
+            HopSource::Exchange => lease.destination.as_str(),
+            HopSource::Route | HopSource::Literal => &hop.host,
+        };
+        let certificate = facts::certificate_requirement(&destination.tls, expected)
             .map_err(|e| HopEnd::Final(HopFailure::own((4, 7, 5), e.to_string()).tls_caused()))?;
         let key = PoolKey {
             hop: hop.clone(),

@@ -26,7 +26,7 @@ pub(crate) fn hop_facts(tls: &TlsRequirement) -> HopFacts {
     }
 }
 
-/// What is checked of the certificate of `host`.
+/// What is checked of a certificate; `host` is the name expected where the policy names none.
 pub(crate) fn certificate_requirement(
     tls: &TlsRequirement,
     host: &str,

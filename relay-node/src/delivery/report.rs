@@ -1,6 +1,6 @@
 //! Outcomes of an attempt, per recipient.
 use super::{Lease, LeaseKey, metrics::OutcomeKind};
-use sealane_types::{EnhancedStatus, Reply, TlsFacts};
+use sealane_types::{EnhancedStatus, Reply, TlsFacts, sanitize};
 use sealane_wire::v1;
 
 /// Outcomes of (some) recipients of one lease.
@@ -111,6 +111,9 @@ impl From<Report> for v1::Report {
     }
 }
 
+/// Octets of a reply that are kept, once per recipient: peers choose them.
+const REPLY_TEXT: usize = 512;
+
 impl From<RecipientOutcome> for v1::RecipientReport {
     fn from(r: RecipientOutcome) -> Self {
         let outcome = match r.kind {
@@ -124,7 +127,7 @@ impl From<RecipientOutcome> for v1::RecipientReport {
             reply: Some(v1::Reply {
                 code: u32::from(r.reply.code),
                 enhanced: r.reply.enhanced.map(|e| e.to_string()).unwrap_or_default(),
-                text: r.reply.text.replace('\n', " "),
+                text: sanitize(r.reply.text.replace('\n', " ").as_bytes(), REPLY_TEXT),
                 remote: r.remote,
             }),
             tls: r.tls.map(Into::into),

@@ -89,7 +89,13 @@ impl Desk {
     }
 
     pub(super) fn pause(&self) {
-        self.lock().paused = true;
+        let mut t = self.lock();
+        t.paused = true;
+        // Withdraws what was given; leases that come all the same are given back.
+        let nodes: Vec<NodeId> = t.links.keys().copied().collect();
+        for node in nodes {
+            t.send(node, Frame::Credit(v1::Credit { leases: 0 }));
+        }
     }
 
     /// The stream's generation; `None` if another one to this node is alive.

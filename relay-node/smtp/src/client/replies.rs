@@ -61,6 +61,9 @@ impl ReplyReader {
     }
 }
 
+/// Octets of a refusal that are kept.
+const REFUSAL: usize = 1024;
+
 fn finish(code: u16, lines: &[String]) -> Reply {
     let mut enhanced: Option<EnhancedStatus> = None;
     let text: Vec<&str> = lines
@@ -76,9 +79,14 @@ fn finish(code: u16, lines: &[String]) -> Reply {
             }
         })
         .collect();
+    let mut text = text.join("\n");
+    // Only EHLO's lines mean something one by one; refusals are kept once per recipient.
+    if code != 250 && text.len() > REFUSAL {
+        text = sanitize(text.replace('\n', " ").as_bytes(), REFUSAL);
+    }
     Reply {
         code,
         enhanced,
-        text: text.join("\n"),
+        text,
     }
 }
