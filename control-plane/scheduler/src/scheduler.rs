@@ -397,6 +397,23 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_leased_and_due_again_holds_one_place() {
+        let mut s = Scheduler::new();
+        s.worker("r", 100);
+        for round in 0..5 {
+            // One recipient is leased until 500, another one is due.
+            s.leased(id(1), "a", 7 + round, "r", 500);
+            s.upsert(item(1, "a", 0));
+            assert_eq!(taken(s.next(0, 10, &|_| 2)), [1]);
+            s.remove_message(id(1));
+        }
+        s.upsert(item(2, "a", 0));
+        s.upsert(item(3, "a", 0));
+        assert_eq!(taken(s.next(0, 10, &|_| 2)), [2, 3]);
+        assert!(s.expired_leases(501, 10).is_empty());
+    }
+
+    #[test]
     fn expired_messages_leave_the_index() {
         let mut s = Scheduler::new();
         s.worker("r", 100);
