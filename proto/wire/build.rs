@@ -4,7 +4,8 @@ use std::error::Error;
 const PROTOS: &[&str] = &["common", "queue", "policy", "admin", "cluster", "state"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    // Asked when it runs, not when it was compiled: two clones may share a target folder.
+    let root = format!("{}/..", std::env::var("CARGO_MANIFEST_DIR")?);
     let files: Vec<String> = PROTOS
         .iter()
         .map(|p| format!("{root}/sealane/v1/{p}.proto"))
@@ -12,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }
-    let descriptors = protox::compile(&files, [root])?;
+    let descriptors = protox::compile(&files, [&root])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(
         out.join("descriptors.bin"),

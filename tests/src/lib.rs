@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod load;
 pub mod policy;
 pub mod ports;
+pub mod postfix;
 pub mod process;
 pub mod sink;
 pub mod smtp;

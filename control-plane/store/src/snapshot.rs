@@ -19,6 +19,7 @@ use std::{
     fs::File,
     io::{BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// Octets per exported batch, beyond its first record.
@@ -26,6 +27,8 @@ const BATCH: usize = 1 << 20;
 /// Number that stands for the body family in a snapshot; tables have their own.
 const BODY_TABLE: u8 = 0;
 const PREFIX: &str = "snapshot-";
+/// Numbers the staged files of this process; those of earlier ones are removed when the store opens.
+static STAGED: AtomicU64 = AtomicU64::new(0);
 
 /// A row of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,11 +152,13 @@ impl GroupStore {
 
     /// Begins to receive a snapshot.
     pub fn stage_snapshot(&self) -> Result<SnapshotStage, StoreError> {
+        // Two leaders may send at once, and a leader again before its broken stream is noticed: a file each.
+        let number = STAGED.fetch_add(1, Ordering::Relaxed);
         let path = self
             .core
             .dir
-            .join(format!("{PREFIX}{}-{}.part", self.id(), std::process::id()));
-        let file = BufWriter::new(File::create(&path)?);
+            .join(format!("{PREFIX}{}-{number}.part", self.id()));
+        let file = BufWriter::new(File::create_new(&path)?);
         Ok(SnapshotStage {
             path,
             file,

@@ -17,6 +17,7 @@ use rocksdb::{
 use sealane_types::GroupId;
 use std::{
     collections::BTreeMap,
+    io::Write,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -359,7 +360,11 @@ fn check_format(dir: &Path) -> Result<(), StoreError> {
                     known: VERSION,
                 });
             }
-            std::fs::write(&path, [VERSION])?;
+            // Durable before the database exists: a volume without it would be refused.
+            let mut file = std::fs::File::create(&path)?;
+            file.write_all(&[VERSION])?;
+            file.sync_all()?;
+            std::fs::File::open(dir)?.sync_all()?;
             Ok(())
         }
         Err(e) => Err(e.into()),

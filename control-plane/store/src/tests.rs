@@ -450,6 +450,31 @@ fn p11_an_interrupted_install_is_finished_at_the_next_start() {
 }
 
 #[test]
+fn two_snapshots_that_come_at_once_do_not_mix() {
+    let (a, b, c) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    let (full, applied) = filled(a.path());
+    let empty = open(b.path());
+    let to = open(c.path());
+    let g = to.group(GroupId(1));
+    let (first, carried) = transfer(&full.group(GroupId(1)), &g);
+    let (second, _) = transfer(&empty.group(GroupId(1)), &g);
+    g.install(first, carried).unwrap();
+    assert_eq!(g.applied().unwrap(), applied);
+    assert_eq!(
+        g.reader().scan(Table::Message, b"", b"", 100).unwrap(),
+        full.group(GroupId(1))
+            .reader()
+            .scan(Table::Message, b"", b"", 100)
+            .unwrap()
+    );
+    drop(second);
+}
+
+#[test]
 fn a_damaged_snapshot_is_refused_before_anything_is_changed() {
     let dir = tempfile::tempdir().unwrap();
     let s = open(dir.path());

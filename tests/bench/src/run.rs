@@ -1,0 +1,240 @@
+//! One run of a case on a fresh system.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use sealane_tests::cluster::Cluster;
+use sealane_tests::load::Kind;
+use sealane_tests::policy;
+use sealane_tests::postfix::Postfix;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::cases::Case;
+use crate::load;
+use crate::measure::{self, Syncs, Usage};
+use crate::report::Figures;
+use crate::sink::Sink;
+use crate::times::Times;
+
+/// Without a delivery for this long the run has failed.
+const STUCK: Duration = Duration::from_secs(60);
+/// Retries of mail that the sink defers at first.
+const DELAYS: &str = "[2s]";
+
+/// A runtime whose threads are named, so that their CPU can be told apart.
+fn runtime(name: &'static str, threads: usize) -> Result<Runtime> {
+    Ok(Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()?)
+}
+
+/// What the system under test used, by process.
+trait Meter {
+    async fn read(&self) -> Result<Reading>;
+}
+
+#[derive(Debug, Default, Clone)]
+struct Reading {
+    processes: BTreeMap<String, Usage>,
+    syncs: BTreeMap<String, Syncs>,
+}
+
+struct SealaneMeter {
+    pids: BTreeMap<String, u32>,
+    metrics: Vec<(String, SocketAddr)>,
+}
+
+impl Meter for SealaneMeter {
+    async fn read(&self) -> Result<Reading> {
+        let mut out = Reading::default();
+        for (name, pid) in &self.pids {
+            out.processes.insert(name.clone(), measure::usage(*pid)?);
+        }
+        for (name, address) in &self.metrics {
+            out.syncs
+                .insert(name.clone(), measure::syncs(*address).await?);
+        }
+        Ok(out)
+    }
+}
+
+struct PostfixMeter(u32);
+
+impl Meter for PostfixMeter {
+    async fn read(&self) -> Result<Reading> {
+        let processes = BTreeMap::from([("postfix".to_owned(), measure::tree(self.0)?)]);
+        Ok(Reading {
+            processes,
+            syncs: BTreeMap::new(),
+        })
+    }
+}
+
+/// Sealane: two relays and the case's control plane.
+///
+/// # Errors
+/// When it does not start, or mail is lost.
+pub(crate) fn sealane(case: &Case) -> Result<Figures> {
+    let main = runtime("main", 1)?;
+    let times = Arc::new(Times::new(case.messages));
+    let sinks = runtime("sink", 1)?;
+    let sink = sinks.block_on(Sink::start(Arc::clone(&times), case.hold))?;
+    let shards = case.shards;
+    let builder = Cluster::builder()
+        .control_planes(case.nodes)
+        .relays(2)
+        .delays(DELAYS)
+        .next_hop(sink.address)
+        .settings(|s| {
+            s.shards = shards;
+            "60s".clone_into(&mut s.lease);
+        });
+    let cluster = main.block_on(builder.start())?;
+    let mut pids = BTreeMap::new();
+    for name in cluster.layout.names() {
+        pids.insert(name.clone(), cluster.pid(&name)?);
+    }
+    let metrics = cluster.layout.control_planes.iter();
+    let meter = SealaneMeter {
+        pids,
+        metrics: metrics.map(|n| (n.name.clone(), n.metrics)).collect(),
+    };
+    let targets = cluster
+        .targets(Kind::Mx)
+        .iter()
+        .map(|t| t.address)
+        .collect();
+    let work = Work {
+        case,
+        times,
+        sink,
+        targets,
+        domain: policy::SERVED,
+    };
+    let figures = work.measure(&main, &meter);
+    match figures {
+        Ok(f) => {
+            cluster.pass()?;
+            Ok(f)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Postfix, alone on the machine: TLS required both ways, its own durable queue, connections reused.
+///
+/// # Errors
+/// When it does not start, or mail is lost.
+pub(crate) fn postfix(case: &Case) -> Result<Figures> {
+    let main = runtime("main", 1)?;
+    let times = Arc::new(Times::new(case.messages));
+    let sinks = runtime("sink", 1)?;
+    let sink = sinks.block_on(Sink::start(Arc::clone(&times), case.hold))?;
+    let folder = tempfile::Builder::new().prefix("sealane-").tempdir()?;
+    let extra = "smtp_tls_connection_reuse = yes\nsmtp_connection_cache_on_demand = yes\nsmtp_tls_loglevel = 0\nsmtpd_tls_loglevel = 0\n\
+                 smtpd_client_connection_count_limit = 0\nmessage_size_limit = 104857600\nmailbox_size_limit = 0\ndefault_process_limit = 150\n";
+    let postfix = Postfix::start(&folder.path().join("postfix"), sink.address, extra)?;
+    let meter = PostfixMeter(postfix.master()?);
+    let work = Work {
+        case,
+        times,
+        sink,
+        targets: vec![postfix.address],
+        domain: policy::SERVED,
+    };
+    work.measure(&main, &meter).with_context(|| {
+        let log = postfix.log();
+        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        tail.join("\n")
+    })
+}
+
+struct Work<'a> {
+    case: &'a Case,
+    times: Arc<Times>,
+    sink: Sink,
+    targets: Vec<SocketAddr>,
+    domain: &'static str,
+}
+
+impl Work<'_> {
+    fn measure(self, main: &Runtime, meter: &impl Meter) -> Result<Figures> {
+        let loads = runtime("load", 1)?;
+        let (before, own_before) = (main.block_on(meter.read())?, measure::threads()?);
+        self.times.begin();
+        let (case, targets, domain) = (self.case.clone(), self.targets.clone(), self.domain);
+        let table = Arc::clone(&self.times);
+        loads.block_on(async move { load::run(&case, targets, domain, table).await })?;
+        self.sink.open();
+        main.block_on(self.delivered())?;
+        let (after, own_after) = (main.block_on(meter.read())?, measure::threads()?);
+        Ok(self.figures(&before, &after, &own_before, &own_after))
+    }
+
+    async fn delivered(&self) -> Result<()> {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            let now = self.times.delivered_count();
+            if now >= self.case.messages {
+                return Ok(());
+            }
+            if now > last {
+                (last, since) = (now, Instant::now());
+            }
+            if since.elapsed() > STUCK {
+                bail!(
+                    "{} of {} delivered, then nothing for {STUCK:?}",
+                    now,
+                    self.case.messages
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn figures(
+        &self,
+        before: &Reading,
+        after: &Reading,
+        own_before: &BTreeMap<String, f64>,
+        own_after: &BTreeMap<String, f64>,
+    ) -> Figures {
+        let used = |name: &String, now: &Usage| {
+            now.since(before.processes.get(name).copied().unwrap_or_default())
+        };
+        let processes: BTreeMap<String, Usage> = after
+            .processes
+            .iter()
+            .map(|(n, u)| (n.clone(), used(n, u)))
+            .collect();
+        let syncs: BTreeMap<String, Syncs> = after
+            .syncs
+            .iter()
+            .map(|(n, s)| {
+                let b = before.syncs.get(n).copied().unwrap_or_default();
+                let d = Syncs {
+                    syncs: s.syncs - b.syncs,
+                    writes: s.writes - b.writes,
+                };
+                (n.clone(), d)
+            })
+            .collect();
+        let own = own_after
+            .iter()
+            .map(|(n, s)| (n.clone(), s - own_before.get(n).copied().unwrap_or(0.0)))
+            .collect();
+        Figures::new(
+            self.case,
+            &self.times,
+            processes,
+            syncs,
+            own,
+            self.sink.connections(),
+        )
+    }
+}
