@@ -71,7 +71,7 @@ async fn serve(
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let data_dir = config.data_dir.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, Options::default()))
+    let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, store_options()))
         .await?
         .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
     let store = Arc::new(store);
@@ -306,4 +306,12 @@ async fn readiness(
     health
         .set_service_status("", tonic_health::ServingStatus::NotServing)
         .await;
+}
+
+/// A write that waits for the disk must not keep a worker from heartbeats.
+fn store_options() -> Options {
+    Options {
+        on_stall: std::sync::Arc::new(|write| tokio::task::block_in_place(write)),
+        ..Options::default()
+    }
 }

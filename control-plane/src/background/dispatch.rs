@@ -351,17 +351,15 @@ impl Dispatcher {
         let Some(mut shard) = self.state.shards.remove(&group) else {
             return;
         };
-        block_in_place(|| {
-            let reader = g.store().reader();
-            for id in ids {
-                shard.scheduler.remove_message(id);
-                match queries::message(&reader, id) {
-                    Ok(Some(m)) => self.index(&mut shard.scheduler, &m),
-                    Ok(None) => {}
-                    Err(e) => tracing::error!(message = %id, error = %e, "message unreadable"),
-                }
+        let reader = g.store().reader();
+        for id in ids {
+            shard.scheduler.remove_message(id);
+            match queries::message(&reader, id) {
+                Ok(Some(m)) => self.index(&mut shard.scheduler, &m),
+                Ok(None) => {}
+                Err(e) => tracing::error!(message = %id, error = %e, "message unreadable"),
             }
-        });
+        }
         self.state.shards.insert(group, shard);
     }
 
@@ -564,7 +562,7 @@ impl Grant {
         };
         let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let left = lease_ms.saturating_sub(spent);
-        let events = block_in_place(|| self.events(&leased, left));
+        let events = self.events(&leased, left);
         self.metrics.leased(events.len() as u64);
         let mut sent = 0;
         let mut unsent = Vec::new();

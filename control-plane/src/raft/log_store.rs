@@ -2,6 +2,8 @@
 //!
 //! `append` writes synchronously (entries are readable when it returns) and hands its callback to
 //! the store's one syncer thread; the vote takes the same way and is awaited (pitfalls P1 to P3).
+//! Reads and writes of the log take microseconds and run on the worker's thread: moving them to
+//! another thread cost more CPU than all of them together. A stalled write moves (`node.rs`).
 use super::{
     codec,
     types::{Entry, LogId, TypeConfig, Vote},
@@ -38,7 +40,8 @@ impl LogStore {
     }
 
     fn read(&self, start: u64, end: u64, limit: usize) -> io::Result<Vec<Entry>> {
-        block_in_place(|| self.store.read_entries(start, end, limit))
+        self.store
+            .read_entries(start, end, limit)
             .map_err(io_error)?
             .into_iter()
             .map(codec::entry)
@@ -130,7 +133,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (tx, rx) = oneshot::channel();
         let done = Box::new(move |r| drop(tx.send(r)));
-        block_in_place(|| self.store.save_vote(codec::vote_record(vote), done))
+        self.store
+            .save_vote(codec::vote_record(vote), done)
             .map_err(io_error)?;
         match rx.await {
             Ok(r) => r.map_err(io_error),
@@ -141,11 +145,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        block_in_place(|| {
-            self.store
-                .save_committed(committed.as_ref().map(codec::position))
-        })
-        .map_err(io_error)
+        self.store
+            .save_committed(committed.as_ref().map(codec::position))
+            .map_err(io_error)
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -168,7 +170,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries = entries.into_iter().map(codec::stored_entry).collect();
         let done =
             Box::new(move |r: Result<(), StoreError>| callback.io_completed(r.map_err(io_error)));
-        block_in_place(|| self.store.append(entries, done)).map_err(io_error)
+        self.store.append(entries, done).map_err(io_error)
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {

@@ -181,7 +181,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             if run.is_empty() {
                 continue;
             }
-            let (answers, effects) = block_in_place(|| self.apply_run(&run))?;
+            let (answers, effects) = self.apply_run(&run)?;
             run.clear();
             self.publish(effects);
             for (responder, answer) in responders.drain(..).zip(answers) {
@@ -194,7 +194,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder(block_in_place(|| self.current_snapshot()))
+        SnapshotBuilder(self.current_snapshot())
     }
 
     async fn install_snapshot(
@@ -220,7 +220,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Pinned>, io::Error> {
-        block_in_place(|| self.current_snapshot())
+        self.current_snapshot()
     }
 }
 

@@ -24,10 +24,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::block_in_place,
-};
+use tokio::sync::{Semaphore, mpsc};
 use tonic::{Status, Streaming};
 use tracing::{Instrument, info_span};
 
@@ -160,7 +157,7 @@ impl DeliverDesk {
         };
         // Only the leader's state tells whether the lease still stands.
         group.leading()?;
-        let message = match block_in_place(|| queries::message(&group.store().reader(), id)) {
+        let message = match queries::message(&group.store().reader(), id) {
             Ok(Some(m)) => m,
             Ok(None) => return refused(),
             Err(e) => {
@@ -265,7 +262,7 @@ impl DeliverDesk {
         epoch: u64,
         results: Vec<v1::RecipientResult>,
     ) -> Option<bool> {
-        let (dsn, body) = match block_in_place(|| self.dsn(group, message, &results)) {
+        let (dsn, body) = match self.dsn(group, message, &results) {
             Some((op, body)) => (Some(op), body),
             None => (None, Bytes::new()),
         };
@@ -392,8 +389,7 @@ impl DeliverDesk {
         let Some(group) = self.group_of(id) else {
             return;
         };
-        let Ok(Some(message)) = block_in_place(|| queries::message(&group.store().reader(), id))
-        else {
+        let Ok(Some(message)) = queries::message(&group.store().reader(), id) else {
             return;
         };
         let results: Vec<v1::RecipientResult> = message

@@ -6,6 +6,7 @@ use crate::{
         LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry,
         decode_position, encode_entry_prefix, encode_position, encode_vote, read_vote,
     },
+    recent::Recent,
     store::Core,
     syncer::{Flushed, Wrote},
     transaction::{Applied, ApplyTxn, Reader},
@@ -23,6 +24,8 @@ pub(crate) struct GroupShared {
     pub(crate) id: GroupId,
     /// Held while a purge or an apply decides whether a body is still needed.
     pub(crate) bodies: Mutex<()>,
+    /// The last entries: what replication and apply read most often is what was just written.
+    pub(crate) recent: Mutex<Recent>,
 }
 
 impl GroupShared {
@@ -30,6 +33,7 @@ impl GroupShared {
         Self {
             id,
             bodies: Mutex::new(()),
+            recent: Mutex::default(),
         }
     }
 }
@@ -87,34 +91,44 @@ impl GroupStore {
 
     /// Writes entries (readable when this returns); `done` runs when they are synced.
     pub fn append(&self, entries: Vec<StoredEntry>, done: Flushed) -> Result<(), StoreError> {
-        let mut batch = WriteBatch::default();
-        let mut wrote = Wrote::Nothing;
-        for e in &entries {
-            let key = index_key(self.id(), e.position.index);
-            let prefix = encode_entry_prefix(e);
-            let header: &[u8] = match &e.payload {
-                StoredPayload::Blank => &[],
-                StoredPayload::Membership(b) => b,
-                StoredPayload::Command { header, body } => {
-                    if !body.is_empty() {
-                        batch.put_cf(self.core.cf(BODY), key, frame(&[body]));
+        let wrote = entries
+            .last()
+            .map_or(Wrote::Nothing, |e| Wrote::Log(e.position));
+        self.core.write(|| {
+            let mut batch = WriteBatch::default();
+            for e in &entries {
+                let key = index_key(self.id(), e.position.index);
+                let prefix = encode_entry_prefix(e);
+                let header: &[u8] = match &e.payload {
+                    StoredPayload::Blank => &[],
+                    StoredPayload::Membership(b) => b,
+                    StoredPayload::Command { header, body } => {
+                        if !body.is_empty() {
+                            batch.put_cf(self.core.cf(BODY), key, frame(&[body]));
+                        }
+                        header
                     }
-                    header
-                }
-            };
-            batch.put_cf(self.core.cf(LOG), key, frame(&[&prefix, header]));
-            wrote = Wrote::Log(e.position);
-        }
-        self.core.write(batch)?;
+                };
+                batch.put_cf(self.core.cf(LOG), key, frame(&[&prefix, header]));
+            }
+            Ok(batch)
+        })?;
+        self.recent().push(entries);
         self.core.syncer.submit(self.id(), wrote, done);
         Ok(())
     }
 
+    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
+        self.shared.recent.lock().expect("no panic while held")
+    }
+
     /// Writes the vote through the same sync; `done` runs when it is durable.
     pub fn save_vote(&self, vote: VoteRecord, done: Flushed) -> Result<(), StoreError> {
-        let mut batch = WriteBatch::default();
-        self.put_meta(&mut batch, Meta::Vote, &encode_vote(vote));
-        self.core.write(batch)?;
+        self.core.write(|| {
+            let mut batch = WriteBatch::default();
+            self.put_meta(&mut batch, Meta::Vote, &encode_vote(vote));
+            Ok(batch)
+        })?;
         self.core.syncer.submit(self.id(), Wrote::Vote(vote), done);
         Ok(())
     }
@@ -128,12 +142,14 @@ impl GroupStore {
 
     /// Remembers the committed position, unsynced: a hint after a restart.
     pub fn save_committed(&self, committed: Option<LogPosition>) -> Result<(), StoreError> {
-        let mut batch = WriteBatch::default();
-        match committed {
-            Some(p) => self.put_meta(&mut batch, Meta::Committed, &encode_position(p)),
-            None => batch.delete_cf(self.core.cf(META), meta_key(self.id(), Meta::Committed)),
-        }
-        self.core.write(batch)
+        self.core.write(|| {
+            let mut batch = WriteBatch::default();
+            match committed {
+                Some(p) => self.put_meta(&mut batch, Meta::Committed, &encode_position(p)),
+                None => batch.delete_cf(self.core.cf(META), meta_key(self.id(), Meta::Committed)),
+            }
+            Ok(batch)
+        })
     }
 
     /// The remembered committed position.
@@ -151,6 +167,9 @@ impl GroupStore {
         let mut out = Vec::new();
         if start >= end {
             return Ok(out);
+        }
+        if let Some(recent) = self.recent().read(start, end, max_bytes) {
+            return Ok(recent);
         }
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(index_key(self.id(), end).to_vec());
@@ -226,11 +245,14 @@ impl GroupStore {
             .lower(self.id(), keep)?;
         let start = index_key(self.id(), index.map_or(0, |i| i + 1));
         let end = index_key(self.id(), u64::MAX);
-        let mut batch = WriteBatch::default();
-        for family in [LOG, BODY, BODY_GC] {
-            batch.delete_range_cf(self.core.cf(family), start, end);
-        }
-        self.core.write(batch)
+        self.recent().truncate_after(index);
+        self.core.write(|| {
+            let mut batch = WriteBatch::default();
+            for family in [LOG, BODY, BODY_GC] {
+                batch.delete_range_cf(self.core.cf(family), start, end);
+            }
+            Ok(batch)
+        })
     }
 
     /// Drops entries up to `upto`, and those of their bodies that nothing refers to. Point deletes (P12), in batches
@@ -248,25 +270,24 @@ impl GroupStore {
             } else {
                 self.position_at(last)?
             };
-            let mut batch = WriteBatch::default();
-            // A batch that ends in a hole (after a snapshot) is marked by the next one.
-            if let Some(p) = position {
-                self.put_meta(&mut batch, Meta::Purged, &encode_position(p));
-            }
-            for index in next..=last {
-                let key = index_key(self.id(), index);
-                batch.delete_cf(self.core.cf(LOG), key);
-                if self
-                    .core
-                    .db
-                    .get_pinned_cf(self.core.cf(BODY_GC), key)?
-                    .is_some()
-                {
-                    batch.delete_cf(self.core.cf(BODY), key);
-                    batch.delete_cf(self.core.cf(BODY_GC), key);
+            self.core.write(|| {
+                let mut batch = WriteBatch::default();
+                // A batch that ends in a hole (after a snapshot) is marked by the next one.
+                if let Some(p) = position {
+                    self.put_meta(&mut batch, Meta::Purged, &encode_position(p));
                 }
-            }
-            self.core.write(batch)?;
+                for index in next..=last {
+                    let key = index_key(self.id(), index);
+                    batch.delete_cf(self.core.cf(LOG), key);
+                    let released = self.core.db.get_pinned_cf(self.core.cf(BODY_GC), key)?;
+                    if released.is_some() {
+                        batch.delete_cf(self.core.cf(BODY), key);
+                        batch.delete_cf(self.core.cf(BODY_GC), key);
+                    }
+                }
+                Ok(batch)
+            })?;
+            self.recent().purge(last);
             next = last + 1;
         }
         Ok(())

@@ -189,7 +189,7 @@ impl GroupStore {
         payload.extend_from_slice(name.as_bytes());
         let mut batch = WriteBatch::default();
         self.put_meta(&mut batch, Meta::Installing, &payload);
-        self.core.write(batch)?;
+        self.core.write_once(batch)?;
         self.core.sync()
     }
 
@@ -208,7 +208,7 @@ impl GroupStore {
         let end = index_key(group, last.saturating_add(1));
         wipe.delete_range_cf(self.core.cf(BODY), index_key(group, 0), end);
         wipe.delete_range_cf(self.core.cf(BODY_GC), index_key(group, 0), end);
-        self.core.write(wipe)?;
+        self.core.write_once(wipe)?;
         let mut file = BufReader::new(File::open(path)?);
         while let Some(records) = read_batch(&mut file)? {
             let mut batch = WriteBatch::default();
@@ -233,12 +233,12 @@ impl GroupStore {
                     );
                 }
             }
-            self.core.write(batch)?;
+            self.core.write_once(batch)?;
         }
         let mut done = WriteBatch::default();
         self.put_meta(&mut done, Meta::Applied, &applied.encode());
         done.delete_cf(self.core.cf(META), meta_key(group, Meta::Installing));
-        self.core.write(done)?;
+        self.core.write_once(done)?;
         self.core.sync()?;
         std::fs::remove_file(path)?;
         Ok(())

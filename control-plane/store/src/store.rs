@@ -46,7 +46,13 @@ pub struct Options {
     pub write_buffers: usize,
     /// Called once when storage has failed; the default ends the process.
     pub on_fatal: OnFatal,
+    /// Runs a write that has to wait because the database is stalled; the default just runs it. An
+    /// async caller moves its other work away first.
+    pub on_stall: OnStall,
 }
+
+/// Runs the closure, which may block for long.
+pub type OnStall = Arc<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -63,6 +69,7 @@ impl Default for Options {
             cache: 64 << 20,
             write_buffers: 256 << 20,
             on_fatal: Arc::new(|_| std::process::abort()),
+            on_stall: Arc::new(|write| write()),
         }
     }
 }
@@ -74,13 +81,19 @@ pub struct Store {
 }
 
 /// Shared by the store and its groups.
-#[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) db: Arc<DB>,
     pub(crate) syncer: Syncer,
     pub(crate) hwm: Arc<Mutex<HighWater>>,
     pub(crate) dir: PathBuf,
+    on_stall: OnStall,
     groups: Mutex<BTreeMap<GroupId, Arc<GroupShared>>>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("dir", &self.dir).finish()
+    }
 }
 
 impl Core {
@@ -100,7 +113,40 @@ impl Core {
     }
 
     /// Writes a batch to WAL buffer and memtable, unsynced. A failure is final.
-    pub(crate) fn write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
+    ///
+    /// Usually this takes microseconds and happens on the caller's thread. While the database is
+    /// stalled (flushes do not keep up) nothing was written at first: the batch is made again, and
+    /// the write waits where [`Options::on_stall`] lets it.
+    pub(crate) fn write(
+        &self,
+        batch: impl Fn() -> Result<rocksdb::WriteBatch, StoreError>,
+    ) -> Result<(), StoreError> {
+        self.syncer.check()?;
+        let mut options = WriteOptions::default();
+        options.set_no_slowdown(true);
+        let written = match self.db.write_opt(batch()?, &options) {
+            Err(e) if e.kind() == rocksdb::ErrorKind::Incomplete => {
+                let again = batch()?;
+                let mut again = Some(again);
+                let mut written = Ok(());
+                (self.on_stall)(&mut || {
+                    if let Some(batch) = again.take() {
+                        written = self.db.write_opt(batch, &WriteOptions::default());
+                    }
+                });
+                written
+            }
+            other => other,
+        };
+        written.map_err(|e| {
+            let e = StoreError::from(e);
+            self.syncer.poison(&e);
+            e
+        })
+    }
+
+    /// The same for a caller that may block.
+    pub(crate) fn write_once(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
         self.syncer.check()?;
         self.db
             .write_opt(batch, &WriteOptions::default())
@@ -184,6 +230,7 @@ impl Store {
             syncer,
             hwm,
             dir: dir.to_owned(),
+            on_stall: options.on_stall.clone(),
             groups: Mutex::default(),
         });
         let store = Self { core };
@@ -280,13 +327,12 @@ impl Store {
     }
 
     fn put_meta(&self, field: Meta, payload: &[u8]) -> Result<(), StoreError> {
-        let mut batch = rocksdb::WriteBatch::default();
-        batch.put_cf(
-            self.core.cf(META),
-            meta_key(GroupId::META, field),
-            frame(&[payload]),
-        );
-        self.core.write(batch)?;
+        self.core.write(|| {
+            let mut batch = rocksdb::WriteBatch::default();
+            let key = meta_key(GroupId::META, field);
+            batch.put_cf(self.core.cf(META), key, frame(&[payload]));
+            Ok(batch)
+        })?;
         self.core.sync()
     }
 

@@ -145,27 +145,29 @@ impl ApplyTxn {
     pub fn commit(self) -> Result<(), StoreError> {
         let group = &self.reader.group;
         let core = &group.core;
-        let mut batch = WriteBatch::default();
-        for ((table, key), value) in &self.overlay {
-            let key = sm_key(group.id(), *table as u8, key);
-            match value {
-                Some(v) => batch.put_cf(core.cf(SM), key, frame(&[v])),
-                None => batch.delete_cf(core.cf(SM), key),
-            }
-        }
-        if let Some(applied) = &self.applied {
-            group.put_meta(&mut batch, Meta::Applied, &applied.encode());
-        }
         let _guard = group.shared.bodies.lock().expect("no panic while held");
-        for index in self.released {
-            let key = index_key(group.id(), index);
-            if group.is_purged(index)? {
-                batch.delete_cf(core.cf(BODY), key);
-            } else {
-                batch.put_cf(core.cf(BODY_GC), key, b"");
+        core.write(|| {
+            let mut batch = WriteBatch::default();
+            for ((table, key), value) in &self.overlay {
+                let key = sm_key(group.id(), *table as u8, key);
+                match value {
+                    Some(v) => batch.put_cf(core.cf(SM), key, frame(&[v])),
+                    None => batch.delete_cf(core.cf(SM), key),
+                }
             }
-        }
-        core.write(batch)
+            if let Some(applied) = &self.applied {
+                group.put_meta(&mut batch, Meta::Applied, &applied.encode());
+            }
+            for index in &self.released {
+                let key = index_key(group.id(), *index);
+                if group.is_purged(*index)? {
+                    batch.delete_cf(core.cf(BODY), key);
+                } else {
+                    batch.put_cf(core.cf(BODY_GC), key, b"");
+                }
+            }
+            Ok(batch)
+        })
     }
 }
 

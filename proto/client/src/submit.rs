@@ -15,10 +15,7 @@ use lookup::Answers;
 use rand::Rng;
 use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::watch, time::Instant};
@@ -46,8 +43,13 @@ pub struct SubmitClient(Arc<Desk>);
 pub(crate) struct Desk {
     pub(crate) leaders: Leaders,
     pub(crate) answers: Answers,
-    turn: AtomicUsize,
+    started: Instant,
+    /// Relays start at different shards.
+    offset: usize,
 }
+
+/// How long a shard is chosen before it is the next one's turn.
+const TURN: std::time::Duration = std::time::Duration::from_millis(5);
 
 impl SubmitClient {
     /// Keeps a stream to every member until `stop`.
@@ -60,17 +62,20 @@ impl SubmitClient {
         let desk = Arc::new(Desk {
             leaders: Leaders::default(),
             answers: Answers::default(),
-            turn: AtomicUsize::new(0),
+            started: Instant::now(),
+            offset: rand::rng().random_range(0..1024),
         });
         let supervisor = link::Supervisor::new(relay.to_owned(), members, desk.clone());
         tasks.spawn(async move { stop.run_until_cancelled(supervisor.run()).await });
         Self(desk)
     }
 
-    /// The next shard that has a leader, in turn.
+    /// A shard that has a leader. They take turns by time, not by message: what comes in together goes
+    /// to one shard together, and shares its appends, its replication and its syncs.
     pub fn choose_shard(&self) -> Option<ShardId> {
         let view = self.0.leaders.view();
-        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = usize::try_from(self.0.started.elapsed().as_millis() / TURN.as_millis());
+        let turn = turn.unwrap_or(0).wrapping_add(self.0.offset);
         view.led.get(turn % view.led.len().max(1)).copied()
     }
 

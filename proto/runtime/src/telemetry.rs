@@ -104,9 +104,14 @@ pub fn init(
             .with_tracer(p.tracer("sealane"))
             .with_filter(ours)
     });
+    // Without a collector nobody looks at spans, and a span that nobody looks at costs nothing.
+    let traced = provider.is_some();
+    let log = log
+        .with_filter(FilterFn::new(move |m| traced || m.is_event()))
+        .with_filter(filter);
     tracing_subscriber::registry()
         .with(spans)
-        .with(log.with_filter(filter))
+        .with(log)
         .try_init()?;
     Ok(TelemetryGuard(provider))
 }
