@@ -6,6 +6,8 @@
 #   make stop                     stop all of it; with NAME=relay-node-1 one process, in order
 #   make status                   say what runs
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
+#   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
+#                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -22,10 +24,12 @@ BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
 TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
 
-.PHONY: help run kill start stop status built test build fmt lint packages-run packages-test
+BENCH := $(TARGET)/release/sealane-bench
+
+.PHONY: help run kill start stop status built test bench build fmt lint packages-run packages-test
 
 help:
-	@sed -n '1,10s/^# \{0,1\}//p' Makefile
+	@sed -n '1,12s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -51,6 +55,11 @@ built:
 test: packages-test
 	cargo build --workspace --bins --tests --locked
 	cargo test --workspace --locked $(strip $(TESTS))
+
+# Measured is what would be installed: the release profile.
+bench: packages-test
+	cargo build --release --workspace --bins --locked
+	@$(BENCH) $(CASES) $(if $(PEER),--peer $(PEER)) --report $(TARGET)/bench/report.json $(strip $(ARGS))
 
 build:
 	cargo build --workspace --bins --locked

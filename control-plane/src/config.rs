@@ -72,8 +72,10 @@ pub struct RaftConfig {
     pub election_min: ConfigSpan,
     /// Longest.
     pub election_max: ConfigSpan,
-    /// Applied entries kept per group for followers that lag.
+    /// Applied entries kept per group for members that lag. What every member has goes at once.
     pub keep_entries: u64,
+    /// Octets of them.
+    pub keep_size: ByteSize,
 }
 
 impl Default for RaftConfig {
@@ -82,7 +84,8 @@ impl Default for RaftConfig {
             heartbeat: ConfigSpan(Duration::from_millis(150)),
             election_min: ConfigSpan(Duration::from_millis(600)),
             election_max: ConfigSpan(Duration::from_millis(1200)),
-            keep_entries: 512,
+            keep_entries: 50_000,
+            keep_size: ByteSize(256 << 20),
         }
     }
 }

@@ -3,7 +3,7 @@ use crate::{
     access,
     background::{
         compaction,
-        dispatch::{self, Dispatcher, DispatcherState, RelayDirectory},
+        dispatch::Dispatch,
         leadership::{self, LeaderClaims},
         membership,
     },
@@ -18,7 +18,8 @@ use crate::{
         deliver::DeliverDesk,
         policy::PolicyRpc,
         queue::QueueRpc,
-        submit::SubmitDesk,
+        results::ResultsBatcher,
+        submit::{Admission, SubmitDesk},
     },
 };
 use anyhow::Context;
@@ -116,6 +117,7 @@ async fn serve(
             election_min: config.raft.election_min.0,
             election_max: config.raft.election_max.0,
             keep_entries: config.raft.keep_entries,
+            keep_octets: config.raft.keep_size.0,
         },
         &store,
         effects_tx,
@@ -131,26 +133,38 @@ async fn serve(
     let claims = LeaderClaims::new();
     let disk_full = Arc::new(AtomicBool::new(false));
     let closing = Arc::new(AtomicBool::new(false));
-    let relays = RelayDirectory::default();
-    let (dispatch_tx, dispatch_rx) = dispatch::mailbox();
+    let dispatch = Dispatch::new(
+        groups.clone(),
+        policy.clone(),
+        metrics.clone(),
+        config.lease.0,
+    );
     let desk = Arc::new(DeliverDesk {
         groups: groups.clone(),
         policy: policy.clone(),
         metrics: metrics.clone(),
-        dispatcher: dispatch_tx.clone(),
+        dispatch: dispatch.clone(),
         lease: config.lease.0,
         hostname: config.hostname.clone(),
         node: config.name.clone(),
         sessions: AtomicU64::new(1),
+        results: groups
+            .iter()
+            .filter(|g| g.id() != GroupId::META)
+            .map(|g| (g.id(), ResultsBatcher::start(g)))
+            .collect(),
     });
     let submit = SubmitDesk::new(
         groups.clone(),
         policy.clone(),
         claims.clone(),
         metrics.clone(),
-        usize::try_from(config.in_flight.0).unwrap_or(usize::MAX),
-        disk_full.clone(),
-        closing.clone(),
+        (dispatch.clone(), config.lease.0),
+        Admission {
+            in_flight: usize::try_from(config.in_flight.0).unwrap_or(usize::MAX),
+            disk_full: disk_full.clone(),
+            closing: closing.clone(),
+        },
     );
 
     let queue = QueueRpc {
@@ -161,8 +175,9 @@ async fn serve(
     let admin = AdminRpc {
         groups: groups.clone(),
         policy: policy.clone(),
-        relays: relays.clone(),
+        dispatch: dispatch.clone(),
         cluster_name: membership.identity.cluster_name.clone(),
+        proposer: proposer.clone(),
     };
     let (health_reporter, health) = tonic_health::server::health_reporter();
     let routes = tonic::service::Routes::new(RaftTransport::server(groups.clone()))
@@ -206,17 +221,7 @@ async fn serve(
         disk_full,
         stop.clone(),
     ));
-    let dispatcher = Dispatcher {
-        groups: groups.clone(),
-        policy: policy.clone(),
-        desk,
-        metrics,
-        directory: relays,
-        lease: config.lease.0,
-        tx: dispatch_tx,
-        state: DispatcherState::default(),
-    };
-    tasks.spawn(dispatcher.run(dispatch_rx, effects, missed, stop.clone()));
+    tasks.spawn(dispatch.run(desk, effects, missed, stop.clone()));
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;
     }

@@ -4,4 +4,5 @@ pub(crate) mod cluster;
 pub(crate) mod deliver;
 pub(crate) mod policy;
 pub(crate) mod queue;
+pub(crate) mod results;
 pub(crate) mod submit;

@@ -38,13 +38,27 @@ impl BodyBudget {
     /// come, first served.
     pub(crate) async fn pay(&self, octets: usize, within: Duration) -> Option<Paid> {
         let units = u32::try_from(octets.div_ceil(UNIT).min(self.total)).ok()?;
-        let permit = match self.units.clone().try_acquire_many_owned(units) {
-            Ok(p) => p,
-            Err(_) => tokio::time::timeout(within, self.units.clone().acquire_many_owned(units))
-                .await
-                .ok()?
-                .ok()?,
+        if let Some(paid) = self.try_pay(octets) {
+            return Some(paid);
+        }
+        let permit = tokio::time::timeout(within, self.units.clone().acquire_many_owned(units))
+            .await
+            .ok()?
+            .ok()?;
+        let paid = Paid {
+            permit,
+            in_use: self.in_use.clone(),
         };
+        paid.in_use.inc_by(paid.octets());
+        Some(paid)
+    }
+}
+
+impl BodyBudget {
+    /// What [`Self::pay`] does, if there is room now.
+    pub(crate) fn try_pay(&self, octets: usize) -> Option<Paid> {
+        let units = u32::try_from(octets.div_ceil(UNIT).min(self.total)).ok()?;
+        let permit = self.units.clone().try_acquire_many_owned(units).ok()?;
         let paid = Paid {
             permit,
             in_use: self.in_use.clone(),

@@ -19,6 +19,7 @@ mod authenticator;
 mod connection;
 mod context;
 mod gatekeeper;
+mod handover;
 mod header_scan;
 mod intake;
 mod listener;
@@ -31,6 +32,7 @@ mod tls;
 mod transaction;
 
 pub use context::IngressContext;
+pub use handover::Handover;
 pub use tls::server_tls;
 
 use sealane_smtp::server::Listener;

@@ -15,6 +15,7 @@ mod budget;
 pub mod config;
 pub mod delivery;
 pub mod ingress;
+mod kept;
 pub mod metrics;
 pub mod node;
 pub mod resolve;

@@ -2,7 +2,8 @@
 use crate::{
     config::RelayNodeConfig,
     delivery::{self, DeliveryContext, DeliveryMetrics},
-    ingress::{self, IngressContext},
+    ingress::{self, Handover, IngressContext},
+    kept::KeptBodies,
     metrics::IngressMetrics,
     resolve::{Resolver, ResolverOptions},
     tls::TlsConnector,
@@ -97,6 +98,11 @@ async fn serve(
         ..ResolverOptions::default()
     })
     .context("resolver")?;
+    let kept = KeptBodies::new(config.body_budget.0 / 4);
+    let handover = Handover {
+        deliver: deliver.clone(),
+        kept: kept.clone(),
+    };
     let delivery = DeliveryContext {
         hostname: config.hostname.clone(),
         control: deliver,
@@ -104,11 +110,14 @@ async fn serve(
         resolver: Arc::new(resolver),
         tls: TlsConnector::webpki(),
         options: config.delivery.clone(),
-        body_budget: config.body_budget.0 / 2,
+        body_budget: config.body_budget.0 / 4,
+        kept: kept.clone(),
         metrics: delivery_metrics,
         drain_timeout: config.drain_timeout.0,
     };
-    let ingress = Arc::new(IngressContext::new(config, submit, policy, metrics)?);
+    let ingress = Arc::new(IngressContext::new(
+        config, submit, policy, handover, metrics,
+    )?);
 
     tracing::info!(name = %config.name, "relay node started");
     tokio::join!(

@@ -1,22 +1,38 @@
 //! The index.
-use sealane_types::MessageId;
+use crate::{
+    backoff::Outcome,
+    destination::{Blocked, Destination, Limits, Ticket},
+    names::{Name, Names},
+};
+use sealane_types::{MessageId, ShardId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-/// The waiting recipients of one message that share a destination.
+/// The waiting recipients of one message that share a destination, as the index is told of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewItem<'a> {
+    /// The message.
+    pub id: MessageId,
+    /// Lower-case domain.
+    pub destination: &'a str,
+    /// Who is to be treated fairly: the submitter, or the domain of the reverse-path.
+    pub sender: &'a str,
+    /// The relay that accepted the message and may still have its body; "" if none is preferred.
+    pub prefer: &'a str,
+    /// Not attempted before, milliseconds.
+    pub due_ms: u64,
+    /// The message's time is up then, milliseconds.
+    pub expires_ms: u64,
+    /// Held: never due, but it does expire.
+    pub held: bool,
+}
+
+/// Something to deliver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkItem {
     /// The message.
     pub id: MessageId,
     /// Lower-case domain.
     pub destination: String,
-    /// Numbers within the envelope.
-    pub recipients: Vec<u32>,
-    /// Not attempted before, milliseconds.
-    pub due_ms: u64,
-    /// Attempts so far.
-    pub attempts: u32,
-    /// The message's time is up then, milliseconds.
-    pub expires_ms: u64,
 }
 
 /// Work for one relay.
@@ -37,34 +53,86 @@ pub struct ExpiredLease {
     pub epoch: u64,
 }
 
-type Key = (MessageId, String);
-
+/// A destination with much to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    /// Its name.
+    pub destination: String,
+    /// Items that are due.
+    pub ready: usize,
+    /// Leases under way.
+    pub in_flight: u32,
+    /// Left alone until then, milliseconds.
+    pub held_until_ms: Option<u64>,
+}
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    id: MessageId,
+    due_ms: u64,
+    expires_ms: u64,
+    destination: Name,
+    sender: Name,
+    prefer: Name,
+    /// Changes whenever the slot is used again.
+    generation: u32,
+    /// Slot of the message's next item.
+    next: u32,
+    place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    /// Its timer is its due time, or its expiry if that is earlier.
+    Waiting,
+    /// In its destination's queue; its timer is its expiry.
+    Ready,
+    /// Its timer is its expiry.
+    Held,
+}
+
+#[derive(Debug, Clone, Copy)]
 struct Lease {
     epoch: u64,
     until_ms: u64,
 }
 
+/// What belongs to one shard.
 #[derive(Debug, Default)]
-struct Destination {
-    ready: VecDeque<Key>,
-    in_flight: usize,
-    last_worker: Option<String>,
+struct ShardItems {
+    /// First slot of a message.
+    items: HashMap<MessageId, u32>,
+    leases: HashMap<MessageId, Vec<(Name, Lease)>>,
 }
 
-/// The open recipients of one shard.
+/// See the crate's documentation.
 #[derive(Debug, Default)]
 pub struct Scheduler {
-    items: HashMap<Key, WorkItem>,
-    waiting: BTreeSet<(u64, Key)>,
-    expiry: BTreeSet<(u64, MessageId)>,
-    by_message: HashMap<MessageId, BTreeSet<String>>,
-    destinations: HashMap<String, Destination>,
-    /// Destinations with something ready, in turn.
-    turn: VecDeque<String>,
-    leases: HashMap<Key, Lease>,
-    lease_ends: BTreeSet<(u64, Key)>,
-    workers: BTreeMap<String, u32>,
+    slots: Vec<Item>,
+    free: Vec<u32>,
+    shards: BTreeMap<ShardId, ShardItems>,
+    /// One per item: (when, slot).
+    timers: BTreeSet<(u64, u32)>,
+    lease_ends: BTreeSet<(u64, MessageId, Name)>,
+    destinations: HashMap<Name, Destination>,
+    /// Destinations that may go on, in turn.
+    turn: VecDeque<Name>,
+    /// Destinations that may go on later: (when, which).
+    wake: BTreeSet<(u64, Name)>,
+    /// Destinations at their limit: looked at again when limits may have changed.
+    full: BTreeSet<Name>,
+    expired: VecDeque<MessageId>,
+    names: Names,
+    senders: Names,
+    relays: Names,
+    credits: BTreeMap<Name, u32>,
+    waiting: usize,
+    /// Timers, turns and queue entries touched: what the work costs.
+    #[cfg(test)]
+    pub(crate) steps: u64,
 }
 
 impl Scheduler {
@@ -73,390 +141,562 @@ impl Scheduler {
         Self::default()
     }
 
+    // ---- items
+
     /// Adds or replaces the waiting part of a message at a destination.
-    pub fn upsert(&mut self, item: WorkItem) {
-        let key = (item.id, item.destination.clone());
-        self.remove_item(&key);
-        self.waiting.insert((item.due_ms, key.clone()));
-        self.expiry.insert((item.expires_ms, item.id));
-        self.by_message
-            .entry(item.id)
-            .or_default()
-            .insert(item.destination.clone());
-        self.items.insert(key, item);
+    pub fn upsert(&mut self, new: NewItem<'_>) {
+        let destination = self.names.take(new.destination);
+        self.remove_item(new.id, destination);
+        let sender = self.senders.take(new.sender);
+        let prefer = match new.prefer {
+            "" => NONE,
+            relay => self.relays.take(relay),
+        };
+        let shard = self.shards.entry(new.id.shard()).or_default();
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Item {
+                id: new.id,
+                due_ms: 0,
+                expires_ms: 0,
+                destination,
+                sender,
+                prefer,
+                generation: 0,
+                next: NONE,
+                place: Place::Free,
+            });
+            u32::try_from(self.slots.len() - 1).unwrap_or(NONE)
+        });
+        let next = shard.items.insert(new.id, slot).unwrap_or(NONE);
+        let item = &mut self.slots[slot as usize];
+        *item = Item {
+            id: new.id,
+            due_ms: new.due_ms,
+            expires_ms: new.expires_ms,
+            destination,
+            sender,
+            prefer,
+            generation: item.generation.wrapping_add(1),
+            next,
+            place: if new.held {
+                Place::Held
+            } else {
+                Place::Waiting
+            },
+        };
+        let timer = timer(item);
+        self.timers.insert((timer, slot));
+        self.waiting += 1;
     }
 
-    /// Notes a lease: it counts against its destination until it is removed.
-    pub fn leased(
-        &mut self,
-        id: MessageId,
-        destination: &str,
-        epoch: u64,
-        _holder: &str,
-        until_ms: u64,
-    ) {
-        let key = (id, destination.to_owned());
-        if let Some(old) = self.leases.insert(key.clone(), Lease { epoch, until_ms }) {
-            self.lease_ends.remove(&(old.until_ms, key.clone()));
+    /// Forgets everything about a message; its places are free.
+    pub fn remove(&mut self, id: MessageId) {
+        let Some(shard) = self.shards.get_mut(&id.shard()) else {
+            return;
+        };
+        let mut slot = shard.items.remove(&id).unwrap_or(NONE);
+        let leases = shard.leases.remove(&id).unwrap_or_default();
+        while slot != NONE {
+            let next = self.slots[slot as usize].next;
+            self.release_slot(slot);
+            slot = next;
+        }
+        for (destination, lease) in leases {
+            self.lease_ends.remove(&(lease.until_ms, id, destination));
+            self.free_place(destination);
+        }
+    }
+
+    /// Takes one item of a message out of its list and away.
+    fn remove_item(&mut self, id: MessageId, destination: Name) {
+        let Some(shard) = self.shards.get_mut(&id.shard()) else {
+            return;
+        };
+        let Some(first) = shard.items.get(&id).copied() else {
+            return;
+        };
+        let (mut before, mut slot) = (NONE, first);
+        while slot != NONE && self.slots[slot as usize].destination != destination {
+            (before, slot) = (slot, self.slots[slot as usize].next);
+        }
+        if slot == NONE {
+            return;
+        }
+        let next = self.slots[slot as usize].next;
+        if before != NONE {
+            self.slots[before as usize].next = next;
+        } else if next != NONE {
+            shard.items.insert(id, next);
         } else {
-            self.destinations
-                .entry(destination.to_owned())
-                .or_default()
-                .in_flight += 1;
+            shard.items.remove(&id);
         }
-        self.lease_ends.insert((until_ms, key));
-        self.by_message
-            .entry(id)
-            .or_default()
-            .insert(destination.to_owned());
+        self.release_slot(slot);
     }
 
-    /// Forgets everything about a message.
-    pub fn remove_message(&mut self, id: MessageId) {
-        for destination in self.by_message.remove(&id).unwrap_or_default() {
-            let key = (id, destination);
-            self.remove_item(&key);
-            if let Some(lease) = self.leases.remove(&key) {
-                self.lease_ends.remove(&(lease.until_ms, key.clone()));
-                if let Some(d) = self.destinations.get_mut(&key.1) {
-                    d.in_flight = d.in_flight.saturating_sub(1);
-                    if d.in_flight == 0 && d.ready.is_empty() {
-                        self.destinations.remove(&key.1);
-                    }
-                }
+    /// The slot is in no list any more.
+    fn release_slot(&mut self, slot: u32) {
+        let item = self.slots[slot as usize];
+        self.timers.remove(&(timer(&item), slot));
+        if item.place == Place::Ready
+            && let Some(d) = self.destinations.get_mut(&item.destination)
+        {
+            // Its ticket stays behind in the queue and is passed over.
+            d.ready = d.ready.saturating_sub(1);
+        }
+        let free = &mut self.slots[slot as usize];
+        free.place = Place::Free;
+        free.generation = free.generation.wrapping_add(1);
+        self.free.push(slot);
+        self.waiting -= 1;
+        self.senders.drop_one(item.sender);
+        if item.prefer != NONE {
+            self.relays.drop_one(item.prefer);
+        }
+        self.drop_name(item.destination);
+    }
+
+    fn drop_name(&mut self, destination: Name) {
+        if let Some(d) = self.destinations.get(&destination)
+            && d.is_quiet()
+        {
+            match d.remembered_until() {
+                Some(at) => drop(self.wake.insert((at, destination))),
+                None => self.forget(destination),
             }
         }
+        self.names.drop_one(destination);
     }
 
-    /// The key may stay behind in a ready queue: it is skipped there.
-    fn remove_item(&mut self, key: &Key) {
-        if let Some(old) = self.items.remove(key) {
-            self.waiting.remove(&(old.due_ms, key.clone()));
-            self.expiry.remove(&(old.expires_ms, old.id));
+    fn forget(&mut self, destination: Name) {
+        let Some(d) = self.destinations.remove(&destination) else {
+            return;
+        };
+        if let Some(worker) = d.last_worker {
+            self.relays.drop_one(worker);
         }
+        self.full.remove(&destination);
+        // The use that the entry itself had.
+        self.names.drop_one(destination);
     }
 
-    /// A relay can take `credits` leases more.
-    pub fn worker(&mut self, name: &str, credits: u32) {
-        self.workers.insert(name.to_owned(), credits);
+    fn destination(&mut self, name: Name) -> &mut Destination {
+        if !self.destinations.contains_key(&name) {
+            self.names.again(name);
+        }
+        self.destinations.entry(name).or_default()
     }
 
-    /// A relay is gone; its leases run out by themselves.
-    pub fn worker_gone(&mut self, name: &str) {
-        self.workers.remove(name);
+    // ---- leases
+
+    /// Notes a lease: it holds one place of its destination until the message is removed.
+    pub fn leased(&mut self, id: MessageId, destination: &str, epoch: u64, until_ms: u64) {
+        let name = self.names.take(destination);
+        self.place(id, name, Lease { epoch, until_ms });
+        self.names.drop_one(name);
     }
 
-    /// Assigns up to `max` due items: destinations in turn, one item each; at most `limit(destination)`
-    /// leases per destination; the relay that served a destination last is preferred.
-    ///
-    /// Assigned items leave the index: the caller adds them again, leased or waiting, when it knows.
-    pub fn next(
-        &mut self,
-        now_ms: u64,
-        max: usize,
-        limit: &dyn Fn(&str) -> u32,
-    ) -> Vec<Assignment> {
-        self.collect_due(now_ms);
-        let mut out: BTreeMap<String, Vec<WorkItem>> = BTreeMap::new();
-        let mut assigned = 0;
-        let mut blocked = Vec::new();
-        while assigned < max {
-            let Some(name) = self.turn.pop_front() else {
-                break;
-            };
-            match self.take_one(&name, limit) {
-                Taken::Item(worker, item) => {
-                    out.entry(worker).or_default().push(item);
-                    assigned += 1;
-                    self.turn.push_back(name);
-                }
-                Taken::Blocked => blocked.push(name),
-                Taken::Empty => {}
-                Taken::NoWorker => {
-                    blocked.push(name);
-                    break;
-                }
+    /// A message holds one place at a destination, however often it is leased there.
+    fn place(&mut self, id: MessageId, name: Name, lease: Lease) {
+        let shard = self.shards.entry(id.shard()).or_default();
+        let leases = shard.leases.entry(id).or_default();
+        match leases.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, old)) => {
+                self.lease_ends.remove(&(old.until_ms, id, name));
+                *old = lease;
+            }
+            None => {
+                leases.push((name, lease));
+                self.names.again(name);
+                self.destination(name).in_flight += 1;
             }
         }
-        self.turn.extend(blocked);
-        out.into_iter()
-            .map(|(worker, items)| Assignment { worker, items })
-            .collect()
+        self.lease_ends.insert((lease.until_ms, id, name));
     }
 
-    fn collect_due(&mut self, now_ms: u64) {
-        while let Some((due, _)) = self.waiting.first() {
-            if *due > now_ms {
-                break;
-            }
-            let Some((_, key)) = self.waiting.pop_first() else {
-                break;
-            };
-            let d = self.destinations.entry(key.1.clone()).or_default();
-            if d.ready.is_empty() {
-                self.turn.push_back(key.1.clone());
-            }
-            d.ready.push_back(key);
+    fn free_place(&mut self, name: Name) {
+        if let Some(d) = self.destinations.get_mut(&name) {
+            d.in_flight = d.in_flight.saturating_sub(1);
         }
+        self.full.remove(&name);
+        self.enter_turn(name);
+        self.drop_name(name);
     }
 
-    fn take_one(&mut self, name: &str, limit: &dyn Fn(&str) -> u32) -> Taken {
-        let Some(d) = self.destinations.get_mut(name) else {
-            return Taken::Empty;
-        };
-        // Skip what was removed or is waiting again since it became ready.
-        while let Some(key) = d.ready.front() {
-            let live = self
-                .items
-                .get(key)
-                .is_some_and(|i| !self.waiting.contains(&(i.due_ms, key.clone())));
-            if live {
-                break;
-            }
-            d.ready.pop_front();
-        }
-        if d.ready.is_empty() {
-            if d.in_flight == 0 {
-                self.destinations.remove(name);
-            }
-            return Taken::Empty;
-        }
-        if d.in_flight >= usize::try_from(limit(name)).unwrap_or(usize::MAX) {
-            return Taken::Blocked;
-        }
-        let preferred = d
-            .last_worker
-            .as_ref()
-            .filter(|w| self.workers.get(*w).is_some_and(|c| *c > 0))
-            .cloned();
-        let richest = || {
-            self.workers
-                .iter()
-                .max_by_key(|(_, c)| **c)
-                .filter(|(_, c)| **c > 0)
-                .map(|(w, _)| w.clone())
-        };
-        let Some(worker) = preferred.or_else(richest) else {
-            return Taken::NoWorker;
-        };
-        let Some(key) = d.ready.pop_front() else {
-            return Taken::Empty;
-        };
-        d.last_worker = Some(worker.clone());
-        if let Some(c) = self.workers.get_mut(&worker) {
-            *c -= 1;
-        }
-        let Some(item) = self.items.remove(&key) else {
-            return Taken::Empty;
-        };
-        self.expiry.remove(&(item.expires_ms, item.id));
-        // Counts as in flight from now; `remove_message` undoes it.
-        let lease = Lease {
-            epoch: 0,
-            until_ms: u64::MAX,
-        };
-        // Other recipients of the message may be leased at this destination already: a key holds one place.
-        match self.leases.insert(key.clone(), lease) {
-            None => d.in_flight += 1,
-            Some(old) => drop(self.lease_ends.remove(&(old.until_ms, key.clone()))),
-        }
-        Taken::Item(worker, item)
-    }
-
-    /// Leases that ended before `now_ms`, at most `max`; each is named once.
+    /// Leases that ended before `now_ms`, at most `max`. Named again ten seconds later if nothing changed.
     pub fn expired_leases(&mut self, now_ms: u64, max: usize) -> Vec<ExpiredLease> {
         let mut out = Vec::new();
         while out.len() < max {
             match self.lease_ends.first() {
-                Some((end, _)) if *end < now_ms => {}
+                Some((end, _, _)) if *end < now_ms => {}
                 _ => break,
             }
-            let Some((_, key)) = self.lease_ends.pop_first() else {
+            let Some((_, id, name)) = self.lease_ends.pop_first() else {
                 break;
             };
-            if let Some(lease) = self.leases.get_mut(&key) {
-                out.push(ExpiredLease {
-                    id: key.0,
-                    epoch: lease.epoch,
-                });
-                // Named again later if the release was not committed.
+            let lease = self
+                .shards
+                .get_mut(&id.shard())
+                .and_then(|s| s.leases.get_mut(&id))
+                .and_then(|l| l.iter_mut().find(|(n, _)| *n == name));
+            if let Some((_, lease)) = lease {
+                let epoch = lease.epoch;
                 lease.until_ms = now_ms.saturating_add(10_000);
-                self.lease_ends.insert((lease.until_ms, key));
+                self.lease_ends.insert((lease.until_ms, id, name));
+                out.push(ExpiredLease { id, epoch });
             }
         }
         out
     }
 
-    /// Messages with waiting recipients whose time is up, at most `max`; they leave the index.
-    pub fn expired_messages(&mut self, now_ms: u64, max: usize) -> Vec<MessageId> {
-        let mut out = Vec::new();
-        while out.len() < max {
-            match self.expiry.first() {
-                Some((at, _)) if *at <= now_ms => {}
-                _ => break,
-            }
-            let Some((_, id)) = self.expiry.pop_first() else {
+    /// A place for a message that is just being enqueued by `worker`, who would deliver it at once: if
+    /// nobody waits for its destination, and place, rate and credit allow it. Until the message is
+    /// noted as leased or removed, it counts.
+    pub fn reserve(
+        &mut self,
+        id: MessageId,
+        destination: &str,
+        worker: &str,
+        now_ms: u64,
+        limits: &impl Limits,
+    ) -> bool {
+        self.look_at_timers(now_ms);
+        let Some(relay) = self
+            .relays
+            .find(worker)
+            .filter(|w| self.credits.get(w).is_some_and(|c| *c > 0))
+        else {
+            return false;
+        };
+        let limit = limits.of(destination);
+        let name = self.names.take(destination);
+        let d = self.destination(name);
+        let free = d.ready == 0 && d.may_begin(limit, now_ms).is_ok();
+        if free {
+            d.begin(limit);
+            self.served_by(name, relay);
+            self.place(id, name, UNSETTLED);
+            self.spend(relay);
+        }
+        self.drop_name(name);
+        free
+    }
+
+    // ---- relays
+
+    /// A relay can take `credits` leases more.
+    pub fn worker(&mut self, name: &str, credits: u32) {
+        let known = self
+            .relays
+            .find(name)
+            .filter(|n| self.credits.contains_key(n));
+        let n = known.unwrap_or_else(|| self.relays.take(name));
+        self.credits.insert(n, credits);
+    }
+
+    /// A relay is gone; its leases run out by themselves.
+    pub fn worker_gone(&mut self, name: &str) {
+        if let Some(n) = self.relays.find(name)
+            && self.credits.remove(&n).is_some()
+        {
+            self.relays.drop_one(n);
+        }
+    }
+
+    /// Leases that a relay can take.
+    pub fn credits(&self, name: &str) -> u32 {
+        let n = self.relays.find(name);
+        n.and_then(|n| self.credits.get(&n).copied()).unwrap_or(0)
+    }
+
+    fn spend(&mut self, relay: Name) {
+        if let Some(c) = self.credits.get_mut(&relay) {
+            *c = c.saturating_sub(1);
+        }
+    }
+
+    fn served_by(&mut self, destination: Name, relay: Name) {
+        self.relays.again(relay);
+        let old = self.destination(destination).last_worker.replace(relay);
+        if let Some(old) = old {
+            self.relays.drop_one(old);
+        }
+    }
+
+    /// Who holds the body, else who served the destination last, else who has most credits.
+    fn choose(&self, item: &Item) -> Option<Name> {
+        let able = |w: &Name| self.credits.get(w).is_some_and(|c| *c > 0);
+        let last = self.destinations.get(&item.destination);
+        let last = last.and_then(|d| d.last_worker);
+        let richest = || {
+            let most = self.credits.iter().max_by_key(|(_, c)| **c);
+            most.filter(|(_, c)| **c > 0).map(|(w, _)| *w)
+        };
+        Some(item.prefer)
+            .filter(able)
+            .or(last.filter(able))
+            .or_else(richest)
+    }
+
+    // ---- work
+
+    /// Assigns up to `max` due items. They leave the index, but hold their places: the caller notes
+    /// them as leased, or adds them again, when it knows.
+    pub fn next(&mut self, now_ms: u64, max: usize, limits: &impl Limits) -> Vec<Assignment> {
+        self.look_at_timers(now_ms);
+        let mut out: BTreeMap<Name, Vec<WorkItem>> = BTreeMap::new();
+        let mut assigned = 0;
+        while assigned < max && self.credits.values().any(|c| *c > 0) {
+            let Some(name) = self.turn.pop_front() else {
                 break;
             };
-            let destinations = self.by_message.get(&id).cloned().unwrap_or_default();
-            for destination in destinations {
-                self.remove_item(&(id, destination));
+            self.count_step();
+            if let Some((relay, item)) = self.take_one(name, now_ms, limits) {
+                out.entry(relay).or_default().push(item);
+                assigned += 1;
             }
-            out.push(id);
         }
-        out
+        out.into_iter()
+            .map(|(relay, items)| Assignment {
+                worker: self.relays.text(relay).to_owned(),
+                items,
+            })
+            .collect()
+    }
+
+    fn take_one(
+        &mut self,
+        name: Name,
+        now_ms: u64,
+        limits: &impl Limits,
+    ) -> Option<(Name, WorkItem)> {
+        let d = self.destinations.get_mut(&name)?;
+        d.queued = false;
+        let limit = limits.of(self.names.text(name));
+        if d.ready == 0 {
+            return None;
+        }
+        match d.may_begin(limit, now_ms) {
+            Ok(()) => {}
+            Err(Blocked::Full) => {
+                self.full.insert(name);
+                return None;
+            }
+            Err(Blocked::Until(at)) => {
+                self.wake.insert((at, name));
+                return None;
+            }
+        }
+        let slots = &self.slots;
+        let live = |(slot, generation): Ticket| slots[slot as usize].generation == generation;
+        let (slot, _) = d.pop(live)?;
+        d.begin(limit);
+        let item = self.slots[slot as usize];
+        let Some(relay) = self.choose(&item) else {
+            // `next` asked before: somebody has credit.
+            return None;
+        };
+        self.served_by(name, relay);
+        self.spend(relay);
+        let work = WorkItem {
+            id: item.id,
+            destination: self.names.text(name).to_owned(),
+        };
+        // `pop` counted it out already.
+        self.slots[slot as usize].place = Place::Held;
+        self.rearm(slot, timer(&item));
+        self.place(item.id, name, UNSETTLED);
+        self.remove_item(item.id, name);
+        self.enter_turn(name);
+        Some((relay, work))
+    }
+
+    /// The timer of a slot stands elsewhere now.
+    fn rearm(&mut self, slot: u32, was: u64) {
+        let now = timer(&self.slots[slot as usize]);
+        if was != now {
+            self.timers.remove(&(was, slot));
+            self.timers.insert((now, slot));
+        }
+    }
+
+    fn enter_turn(&mut self, name: Name) {
+        if let Some(d) = self.destinations.get_mut(&name)
+            && d.ready > 0
+            && !d.queued
+        {
+            d.queued = true;
+            self.turn.push_back(name);
+        }
+    }
+
+    /// What became due is ready, what expired is named, who was held back may go on.
+    fn look_at_timers(&mut self, now_ms: u64) {
+        while let Some((at, slot)) = self.timers.first().copied() {
+            if at > now_ms {
+                break;
+            }
+            self.count_step();
+            let item = self.slots[slot as usize];
+            if item.expires_ms <= now_ms {
+                self.expired.push_back(item.id);
+                // Its other items too: the message is read again when it was dealt with.
+                self.remove_items(item.id);
+                continue;
+            }
+            self.slots[slot as usize].place = Place::Ready;
+            self.rearm(slot, at);
+            let d = self.destination(item.destination);
+            d.push(item.sender, (slot, item.generation));
+            self.enter_turn(item.destination);
+        }
+        while let Some((at, name)) = self.wake.first().copied() {
+            if at > now_ms {
+                break;
+            }
+            self.count_step();
+            self.wake.pop_first();
+            self.enter_turn(name);
+            if let Some(d) = self.destinations.get(&name)
+                && d.is_quiet()
+            {
+                match d.remembered_until() {
+                    Some(at) if at > now_ms => drop(self.wake.insert((at, name))),
+                    _ => self.forget(name),
+                }
+            }
+        }
+    }
+
+    fn remove_items(&mut self, id: MessageId) {
+        let Some(shard) = self.shards.get_mut(&id.shard()) else {
+            return;
+        };
+        let mut slot = shard.items.remove(&id).unwrap_or(NONE);
+        while slot != NONE {
+            let next = self.slots[slot as usize].next;
+            self.release_slot(slot);
+            slot = next;
+        }
+    }
+
+    /// Messages with waiting recipients whose time is up, at most `max`; they left the index. Leased
+    /// recipients are not named: a lease is not renewed beyond the message's time.
+    pub fn expired_messages(&mut self, now_ms: u64, max: usize) -> Vec<MessageId> {
+        self.look_at_timers(now_ms);
+        let n = self.expired.len().min(max);
+        self.expired.drain(..n).collect()
+    }
+
+    /// Limits may have grown: destinations at their limit are looked at again.
+    pub fn limits_changed(&mut self) {
+        for name in std::mem::take(&mut self.full) {
+            self.enter_turn(name);
+        }
+    }
+
+    /// What a destination did, as far as it concerns all mail for it. `jitter` in 0..1000.
+    pub fn outcome(
+        &mut self,
+        destination: &str,
+        outcome: Outcome,
+        now_ms: u64,
+        jitter: u32,
+        limits: &impl Limits,
+    ) {
+        let Some(name) = self.names.find(destination) else {
+            return;
+        };
+        let limit = limits.of(destination).leases;
+        let Some(d) = self.destinations.get_mut(&name) else {
+            return;
+        };
+        if let Some(until) = d.backoff.note(outcome, limit, now_ms, jitter) {
+            self.wake.insert((until, name));
+        } else if outcome != Outcome::Refused {
+            self.full.remove(&name);
+            self.enter_turn(name);
+        }
+    }
+
+    // ---- shards, numbers
+
+    /// Forgets everything of a shard.
+    pub fn drop_shard(&mut self, shard: ShardId) {
+        let Some(items) = self.shards.get(&shard) else {
+            return;
+        };
+        let ids: BTreeSet<MessageId> = items
+            .items
+            .keys()
+            .chain(items.leases.keys())
+            .copied()
+            .collect();
+        for id in ids {
+            self.remove(id);
+        }
+        self.shards.remove(&shard);
+        self.expired.retain(|id| id.shard() != shard);
     }
 
     /// Items that wait or are ready.
     pub fn waiting(&self) -> usize {
-        self.items.len()
-    }
-}
-
-enum Taken {
-    Item(String, WorkItem),
-    /// At its limit.
-    Blocked,
-    Empty,
-    NoWorker,
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use sealane_types::ShardId;
-
-    fn id(n: u64) -> MessageId {
-        MessageId::new(ShardId::new(1).unwrap(), n, [0; 9])
+        self.waiting
     }
 
-    fn item(n: u64, destination: &str, due_ms: u64) -> WorkItem {
-        WorkItem {
-            id: id(n),
-            destination: destination.into(),
-            recipients: vec![0],
-            due_ms,
-            attempts: 0,
-            expires_ms: 1_000_000,
-        }
-    }
-
-    fn taken(a: Vec<Assignment>) -> Vec<u64> {
-        a.into_iter()
-            .flat_map(|a| a.items)
-            .map(|i| i.id.time_ms())
+    /// The `max` destinations with most due items.
+    pub fn busiest(&self, max: usize) -> Vec<Busy> {
+        let mut all: Vec<(&Name, &Destination)> = self.destinations.iter().collect();
+        all.sort_unstable_by_key(|(n, d)| (std::cmp::Reverse(d.ready), **n));
+        all.truncate(max);
+        all.into_iter()
+            .map(|(n, d)| Busy {
+                destination: self.names.text(*n).to_owned(),
+                ready: d.ready,
+                in_flight: d.in_flight,
+                held_until_ms: d.backoff.held_until(),
+            })
             .collect()
     }
 
-    #[test]
-    fn nothing_is_assigned_before_it_is_due_or_without_credit() {
-        let mut s = Scheduler::new();
-        s.upsert(item(1, "a", 50));
-        s.worker("r", 0);
-        assert!(s.next(49, 10, &|_| 9).is_empty());
-        s.worker("r", 5);
-        assert!(s.next(49, 10, &|_| 9).is_empty());
-        assert_eq!(taken(s.next(50, 10, &|_| 9)), [1]);
-        assert!(s.next(50, 10, &|_| 9).is_empty());
+    /// Octets that the items take, about: what a waiting message costs.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> usize {
+        use std::mem::size_of;
+        let items: usize = self
+            .shards
+            .values()
+            // One octet of control per place, load at most 7/8.
+            .map(|s| s.items.capacity() * (size_of::<(MessageId, u32)>() + 1) * 8 / 7)
+            .sum();
+        // Nodes of a B-tree are at least half full.
+        let timers = self.timers.len() * size_of::<(u64, u32)>() * 3 / 2;
+        self.slots.capacity() * size_of::<Item>() + self.free.capacity() * 4 + items + timers
     }
 
-    #[test]
-    fn a_black_hole_delays_nobody_else() {
-        let mut s = Scheduler::new();
-        s.worker("r", 100);
-        for n in 0..50 {
-            s.upsert(item(n, "hole", 0));
-        }
-        s.upsert(item(99, "good", 0));
-        let got = taken(s.next(0, 100, &|_| 2));
-        assert_eq!(got.len(), 3);
-        assert!(got.contains(&99));
+    /// Names that are remembered: destinations, senders, relays.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> (usize, usize, usize) {
+        (self.names.len(), self.senders.len(), self.relays.len())
     }
 
-    #[test]
-    fn a_removed_lease_frees_its_destination() {
-        let mut s = Scheduler::new();
-        s.worker("r", 100);
-        s.upsert(item(1, "a", 0));
-        s.upsert(item(2, "a", 0));
-        assert_eq!(taken(s.next(0, 10, &|_| 1)), [1]);
-        s.remove_message(id(1));
-        s.leased(id(1), "a", 7, "r", 500);
-        assert!(s.next(0, 10, &|_| 1).is_empty());
-        assert_eq!(
-            s.expired_leases(501, 10),
-            [ExpiredLease {
-                id: id(1),
-                epoch: 7
-            }]
-        );
-        s.remove_message(id(1));
-        assert_eq!(taken(s.next(0, 10, &|_| 1)), [2]);
+    #[cfg(test)]
+    fn count_step(&mut self) {
+        self.steps += 1;
     }
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "counts in tests")]
+    fn count_step(&self) {}
+}
 
-    #[test]
-    fn a_message_that_is_leased_and_due_again_holds_one_place() {
-        let mut s = Scheduler::new();
-        s.worker("r", 100);
-        for round in 0..5 {
-            // One recipient is leased until 500, another one is due.
-            s.leased(id(1), "a", 7 + round, "r", 500);
-            s.upsert(item(1, "a", 0));
-            assert_eq!(taken(s.next(0, 10, &|_| 2)), [1]);
-            s.remove_message(id(1));
-        }
-        s.upsert(item(2, "a", 0));
-        s.upsert(item(3, "a", 0));
-        assert_eq!(taken(s.next(0, 10, &|_| 2)), [2, 3]);
-        assert!(s.expired_leases(501, 10).is_empty());
-    }
+/// Assigned or reserved; the lease is not committed yet.
+const UNSETTLED: Lease = Lease {
+    epoch: 0,
+    until_ms: u64::MAX,
+};
 
-    #[test]
-    fn expired_messages_leave_the_index() {
-        let mut s = Scheduler::new();
-        s.worker("r", 100);
-        s.upsert(WorkItem {
-            expires_ms: 10,
-            ..item(1, "a", 100)
-        });
-        assert!(s.expired_messages(9, 10).is_empty());
-        assert_eq!(s.expired_messages(10, 10), [id(1)]);
-        assert!(s.next(100, 10, &|_| 9).is_empty());
-    }
-
-    proptest! {
-        /// Every item is assigned exactly once, limits hold at every step, all are assigned in the end.
-        #[test]
-        fn all_due_work_is_assigned_once_within_limits(
-            destinations in prop::collection::vec(0u8..4, 1..60),
-            credits in 1u32..5,
-            limit in 1u32..4,
-        ) {
-            let mut s = Scheduler::new();
-            for (n, d) in destinations.iter().enumerate() {
-                s.upsert(item(n as u64, &format!("d{d}"), n as u64 % 7));
-            }
-            let mut seen = BTreeSet::new();
-            let mut rounds = 0;
-            while seen.len() < destinations.len() {
-                s.worker("r", credits);
-                let got = s.next(100, 1000, &|_| limit);
-                let mut per: HashMap<String, u32> = HashMap::new();
-                let mut done = Vec::new();
-                for i in got.into_iter().flat_map(|a| a.items) {
-                    *per.entry(i.destination.clone()).or_default() += 1;
-                    prop_assert!(seen.insert(i.id));
-                    done.push(i.id);
-                }
-                prop_assert!(per.values().all(|n| *n <= limit));
-                prop_assert!(done.len() <= credits as usize);
-                done.into_iter().for_each(|id| s.remove_message(id));
-                rounds += 1;
-                prop_assert!(rounds < 1000, "stuck with {} of {}", seen.len(), destinations.len());
-            }
-            prop_assert_eq!(s.waiting(), 0);
-        }
+fn timer(item: &Item) -> u64 {
+    match item.place {
+        Place::Waiting => item.due_ms.min(item.expires_ms),
+        Place::Ready | Place::Held | Place::Free => item.expires_ms,
     }
 }

@@ -7,6 +7,7 @@ mod policy;
 mod show;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sealane_wire::v1::change_messages_request::Action;
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 /// Administers a Sealane cluster.
@@ -98,6 +99,27 @@ enum QueueCommand {
         /// 26 characters, as in the Received header and in `queue list`.
         id: String,
     },
+    /// Hold messages: they are not attempted until they are released. They still expire.
+    Hold {
+        /// As in `queue list`.
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Why: shown with the message, and audited.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let held messages go on: they are due at once.
+    Release {
+        /// As in `queue list`.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Return messages to their senders now, with a non-delivery report, as if their time had run out.
+    Return {
+        /// As in `queue list`.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -144,6 +166,15 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Queue(QueueCommand::Show { id }) => {
             show::queue_show(&cli.connection, output, id).await
+        }
+        Command::Queue(QueueCommand::Hold { ids, reason }) => {
+            show::queue_change(&cli.connection, output, Action::Hold, ids, reason).await
+        }
+        Command::Queue(QueueCommand::Release { ids }) => {
+            show::queue_change(&cli.connection, output, Action::Release, ids, String::new()).await
+        }
+        Command::Queue(QueueCommand::Return { ids }) => {
+            show::queue_change(&cli.connection, output, Action::Return, ids, String::new()).await
         }
         Command::Policy(c) => policy::run(c, &cli.connection, cli.output, output).await,
     }

@@ -1,7 +1,7 @@
-//! `cluster status`, `node list`, `queue list`, `queue show`.
+//! `cluster status`, `node list`, `queue list`, `queue show`, and what is done to messages.
 use crate::{Connection, Output, connect::cause};
 use comfy_table::{Table, presets::NOTHING};
-use sealane_wire::v1::{self, admin_client::AdminClient};
+use sealane_wire::v1::{self, admin_client::AdminClient, change_messages_request::Action};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -247,7 +247,7 @@ pub(crate) async fn queue_show(
     let tls = entry.tls.clone().unwrap_or_default();
     let value = json!({
         "message": reply.message.as_ref().map(message_json),
-        "shard": reply.shard, "expiresAt": date(reply.expires_at_ms),
+        "shard": reply.shard, "hold": reply.hold, "expiresAt": date(reply.expires_at_ms),
         "sha256": data_encoding::HEXLOWER.encode(&reply.sha256),
         "traceparent": reply.trace.as_ref().map(|t| &t.traceparent),
         "bodyParts": reply.body.len(),
@@ -256,6 +256,41 @@ pub(crate) async fn queue_show(
             "acceptedAt": date(entry.accepted_at_ms), "tls": format!("{} {} {}", tls.version, tls.cipher, tls.group) },
     });
     print(output, &value, || message_page(&reply));
+    Ok(())
+}
+
+pub(crate) async fn queue_change(
+    connection: &Connection,
+    output: Output,
+    action: Action,
+    ids: Vec<String>,
+    reason: String,
+) -> anyhow::Result<()> {
+    let request = v1::ChangeMessagesRequest {
+        ids,
+        action: action.into(),
+        reason,
+    };
+    let reply = connection
+        .first(|c| {
+            let request = request.clone();
+            async move { AdminClient::new(c).change_messages(request).await }
+        })
+        .await?;
+    let value = json!({ "changed": reply.changed, "missing": reply.missing });
+    let done = match action {
+        Action::Hold => "held",
+        Action::Release => "released",
+        Action::Return | Action::Unspecified => "returned",
+    };
+    print(output, &value, || {
+        let changed = reply.changed.iter().map(|id| format!("{id}  {done}"));
+        let missing = reply
+            .missing
+            .iter()
+            .map(|id| format!("{id}  not in the queue"));
+        changed.chain(missing).collect::<Vec<_>>().join("\n")
+    });
     Ok(())
 }
 
@@ -284,6 +319,9 @@ fn message_page(reply: &v1::ShowMessageReply) -> String {
         ),
     );
     fact("expires", date(reply.expires_at_ms));
+    if !reply.hold.is_empty() {
+        fact("held", reply.hold.clone());
+    }
     fact(
         "came in",
         format!(

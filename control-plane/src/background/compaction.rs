@@ -1,9 +1,10 @@
 //! Keeps the logs short, sweeps what is forgotten, and watches the disk.
 use crate::raft::{Group, Groups, now_ms};
 use bytes::Bytes;
+use sealane_state::REMEMBER_MS;
 use sealane_store::Store;
 use sealane_types::GroupId;
-use sealane_wire::v1::{self, command::Op};
+use sealane_wire::v1::{self, command::Op, command_reply::Result as Answer};
 use std::{
     sync::{
         Arc,
@@ -13,13 +14,15 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-const LOOK: Duration = Duration::from_secs(2);
+/// Logs are shortened this often: a body whose entry goes before its memtable is flushed is written once.
+const LOOK: Duration = Duration::from_millis(200);
+const WATCH: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(60);
-/// A finished id is remembered for this long: a relay's retry of it gets the first answer.
-const REMEMBER_MS: u64 = 24 * 3600 * 1000;
 /// An upload that was not completed by then is dropped.
 const UPLOAD_MS: u64 = 3600 * 1000;
 const SWEEP_LIMIT: u32 = 1000;
+/// Rounds of one sweep: a shard may finish this many thousand messages a minute.
+const SWEEP_ROUNDS: usize = 1000;
 
 /// Runs until `stop`.
 pub(crate) async fn run(
@@ -29,13 +32,17 @@ pub(crate) async fn run(
     disk_full: Arc<AtomicBool>,
     stop: CancellationToken,
 ) {
+    let mut next_watch = tokio::time::Instant::now();
     let mut next_sweep = tokio::time::Instant::now() + SWEEP;
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             () = stop.cancelled() => return,
         }
-        watch_disk(&store, reserve, &disk_full);
+        if tokio::time::Instant::now() >= next_watch {
+            next_watch = tokio::time::Instant::now() + WATCH;
+            watch_disk(&store, reserve, &disk_full);
+        }
         for group in groups.iter() {
             group.compact().await;
         }
@@ -77,12 +84,21 @@ fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
 
 async fn sweep(group: &Group) {
     let now = now_ms();
-    let op = Op::Sweep(v1::SweepOp {
-        dedupe_before_ms: now.saturating_sub(REMEMBER_MS),
-        upload_before_ms: now.saturating_sub(UPLOAD_MS),
-        limit: SWEEP_LIMIT,
-    });
-    if let Err(e) = group.propose(op, Bytes::new()).await {
-        tracing::debug!(group = %group.id(), error = %e, "sweep not committed");
+    for _ in 0..SWEEP_ROUNDS {
+        let op = Op::Sweep(v1::SweepOp {
+            dedupe_before_ms: now.saturating_sub(REMEMBER_MS),
+            upload_before_ms: now.saturating_sub(UPLOAD_MS),
+            limit: SWEEP_LIMIT,
+        });
+        match group.propose(op, Bytes::new()).await {
+            Ok(c) => match c.reply.result {
+                Some(Answer::Counted(c)) if c.effective >= SWEEP_LIMIT => {}
+                _ => return,
+            },
+            Err(e) => {
+                tracing::debug!(group = %group.id(), error = %e, "sweep not committed");
+                return;
+            }
+        }
     }
 }

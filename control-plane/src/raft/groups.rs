@@ -19,11 +19,17 @@ use sealane_types::GroupId;
 use sealane_wire::v1;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument, info_span};
+
+/// Fewer entries are not worth a purge.
+const PURGE_AT_LEAST: u64 = 32;
 
 /// Wall clock, milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
@@ -51,8 +57,10 @@ pub struct GroupsConfig {
     pub election_min: Duration,
     /// Upper end of that range.
     pub election_max: Duration,
-    /// Applied log entries kept for followers that lag.
+    /// Applied log entries kept per group for members that lag; what every member has goes at once.
     pub keep_entries: u64,
+    /// Octets of them.
+    pub keep_octets: u64,
 }
 
 /// Why a proposal was not answered with a committed result.
@@ -86,6 +94,8 @@ pub(super) struct RaftGroup {
     pub(super) id: GroupId,
     pub(super) raft: Raft<TypeConfig, StateMachine>,
     pub(super) store: GroupStore,
+    /// Every member's log holds the entries up to here.
+    settled: Arc<AtomicU64>,
 }
 
 /// All groups of this node.
@@ -103,6 +113,7 @@ pub struct Group {
     node_id: u64,
     election_max: Duration,
     keep_entries: u64,
+    keep_octets: u64,
 }
 
 /// What this node knows of a group right now.
@@ -149,10 +160,10 @@ impl Groups {
                 election_timeout_max: millis(config.election_max),
                 install_snapshot_timeout: 600_000,
                 snapshot_policy: SnapshotPolicy::Never,
-                max_in_snapshot_log_to_keep: config.keep_entries,
-                purge_batch_size: 256,
+                // Purging is asked for: see `Group::compact`.
+                max_in_snapshot_log_to_keep: u64::MAX / 2,
                 max_payload_entries: 256,
-                replication_lag_threshold: config.keep_entries.saturating_mul(2),
+                replication_lag_threshold: config.keep_entries,
                 enable_pre_vote: Some(true),
                 enable_leader_restore: Some(false),
                 allow_log_reversion: None,
@@ -168,8 +179,14 @@ impl Groups {
         let mut groups = BTreeMap::new();
         for id in (0..=config.shards).map(GroupId) {
             let group_store = store.group(id);
-            let machine =
-                StateMachine::new(id, group_store.clone(), effects.clone(), missed.clone())?;
+            let settled = Arc::new(AtomicU64::new(0));
+            let machine = StateMachine::new(
+                id,
+                group_store.clone(),
+                effects.clone(),
+                missed.clone(),
+                settled.clone(),
+            )?;
             let raft = Raft::new(
                 config.node_id,
                 raft_config.clone(),
@@ -184,6 +201,7 @@ impl Groups {
                     id,
                     raft,
                     store: group_store,
+                    settled,
                 }),
             );
         }
@@ -236,6 +254,7 @@ impl Groups {
             node_id: self.config.node_id,
             election_max: self.config.election_max,
             keep_entries: self.config.keep_entries,
+            keep_octets: self.config.keep_octets,
         })
     }
 
@@ -304,6 +323,7 @@ impl Group {
     ) -> Result<Committed, ProposeError> {
         let command = v1::Command {
             now_ms: now_ms(),
+            settled: self.inner.settled.load(Ordering::Relaxed),
             op: Some(op),
         };
         let proposal = Proposal {
@@ -460,12 +480,36 @@ impl Group {
         self.change(ChangeMembers::ReplaceAllVoters(voters)).await
     }
 
-    /// Drops the applied part of the log except for the entries kept for laggards. A snapshot here is a position: this is cheap.
+    /// Drops the part of the log that is applied here and that every member has, and what exceeds the
+    /// limits for members that lag. A snapshot is a position here: this is cheap.
+    ///
+    /// The sooner an entry goes, the better: a body that is deleted while it still is in the memtable
+    /// is never written again.
     pub async fn compact(&self) {
         let v = self.view();
-        if v.applied.saturating_sub(v.purged) > self.keep_entries.saturating_mul(2)
-            && let Err(e) = self.inner.raft.trigger().snapshot().await
-        {
+        if v.leader == Some(self.node_id) {
+            let others = v
+                .voters
+                .iter()
+                .chain(&v.learners)
+                .filter(|n| **n != self.node_id);
+            let least = others.map(|n| v.matched.get(n).copied().unwrap_or(0)).min();
+            let settled = least.unwrap_or(v.applied);
+            self.inner.settled.fetch_max(settled, Ordering::Relaxed);
+        }
+        let settled = self.inner.settled.load(Ordering::Relaxed);
+        let by_count = v.applied.saturating_sub(self.keep_entries);
+        let by_size = self.inner.store.oldest_within(self.keep_octets);
+        let upto = settled.max(by_count).max(by_size).min(v.applied);
+        if upto.saturating_sub(v.purged) < PURGE_AT_LEAST {
+            return;
+        }
+        let trigger = self.inner.raft.trigger();
+        let asked = async {
+            trigger.snapshot().await?;
+            trigger.purge_log(upto).await
+        };
+        if let Err(e) = asked.await {
             tracing::warn!(group = %self.id(), error = %e, "log not compacted");
         }
     }

@@ -16,7 +16,13 @@ use sealane_state::Effect;
 use sealane_store::{Applied, GroupStore, StagedSnapshot};
 use sealane_types::GroupId;
 use sealane_wire::v1;
-use std::io;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use tokio::{
     sync::{mpsc, watch},
     task::block_in_place,
@@ -54,6 +60,8 @@ pub(super) struct StateMachine {
     effects: mpsc::Sender<EffectBatch>,
     /// Counts batches that found the effect channel full: the consumer rereads everything.
     missed: watch::Sender<u64>,
+    /// What the leader said last: see [`Effect::Settled`].
+    settled: Arc<AtomicU64>,
 }
 
 impl StateMachine {
@@ -62,6 +70,7 @@ impl StateMachine {
         store: GroupStore,
         effects: mpsc::Sender<EffectBatch>,
         missed: watch::Sender<u64>,
+        settled: Arc<AtomicU64>,
     ) -> io::Result<Self> {
         let applied = store.applied().map_err(io_error)?;
         Ok(Self {
@@ -70,6 +79,7 @@ impl StateMachine {
             applied,
             effects,
             missed,
+            settled,
         })
     }
 
@@ -119,6 +129,13 @@ impl StateMachine {
         txn.set_applied(applied.clone());
         txn.commit().map_err(io_error)?;
         self.applied = applied;
+        effects.retain(|e| match e {
+            Effect::Settled(index) => {
+                self.settled.fetch_max(*index, Ordering::Relaxed);
+                false
+            }
+            _ => true,
+        });
         Ok((answers, effects))
     }
 

@@ -1,26 +1,40 @@
-//! `Admin`: what an operator asks. Answers from this node's state; reading only.
+//! `Admin`: what an operator asks, answered from this node's state, and what one does to messages.
 use crate::{
-    background::dispatch::RelayDirectory,
+    background::dispatch::Dispatch,
     policy_view::PolicyView,
     raft::{Group, Groups, now_ms},
+    service::cluster::Proposer,
 };
+use bytes::Bytes;
+use sealane_runtime::identity::WorkloadId;
 use sealane_state::queries;
 use sealane_types::{GroupId, MessageId};
-use sealane_wire::v1::{self, admin_server::Admin as AdminService};
-use std::{collections::BTreeMap, sync::Arc};
+use sealane_wire::v1::{
+    self, admin_server::Admin as AdminService, change_messages_request::Action, command::Op,
+    command_reply::Result as Answer,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};
 
 const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
+/// Messages changed by one request.
+const CHANGES: usize = 1000;
+/// Octets of a reason that are kept.
+const REASON: usize = 200;
 
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct AdminRpc {
     pub(crate) groups: Arc<Groups>,
     pub(crate) policy: PolicyView,
-    pub(crate) relays: RelayDirectory,
+    pub(crate) dispatch: Dispatch,
     pub(crate) cluster_name: String,
+    pub(crate) proposer: Proposer,
 }
 
 fn storage(e: impl std::fmt::Display) -> Status {
@@ -45,8 +59,8 @@ impl AdminRpc {
         if group.id() != GroupId::META {
             let reader = group.store().reader();
             s.waiting = queries::count(&reader).map_err(storage)?;
-            let oldest = queries::oldest_ms(&reader).map_err(storage)?;
-            s.oldest_age_ms = oldest.map_or(0, |at| now_ms().saturating_sub(at));
+            let oldest = queries::oldest(&reader, None).map_err(storage)?;
+            s.oldest_age_ms = oldest.map_or(0, |id| now_ms().saturating_sub(id.time_ms()));
         }
         Ok(s)
     }
@@ -114,7 +128,7 @@ impl AdminService for AdminRpc {
                 version: String::new(),
             })
             .collect();
-        nodes.extend(self.relays.list().into_iter().map(|r| v1::NodeInfo {
+        nodes.extend(self.dispatch.relays().into_iter().map(|r| v1::NodeInfo {
             kind: Kind::Relay.into(),
             name: r.name,
             state: "connected".to_owned(),
@@ -199,8 +213,83 @@ impl AdminService for AdminRpc {
             expires_at_ms: m.record.expires_at_ms,
             shard: id.shard().get(),
             sha256: m.record.sha256.clone(),
+            hold: m.record.hold.clone(),
         }))
     }
+
+    async fn change_messages(
+        &self,
+        request: Request<v1::ChangeMessagesRequest>,
+    ) -> Result<Response<v1::ChangeMessagesReply>, Status> {
+        let actor = request
+            .extensions()
+            .get::<WorkloadId>()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let r = request.into_inner();
+        if r.ids.is_empty() || r.ids.len() > CHANGES {
+            return Err(Status::invalid_argument(format!(
+                "ids: needs 1 to {CHANGES} of them"
+            )));
+        }
+        let mut by_shard: BTreeMap<GroupId, Vec<MessageId>> = BTreeMap::new();
+        for id in &r.ids {
+            let id: MessageId = id
+                .parse()
+                .map_err(|e| Status::invalid_argument(format!("ids: {id}: {e}")))?;
+            by_shard.entry(id.shard().group()).or_default().push(id);
+        }
+        let mut reply = v1::ChangeMessagesReply::default();
+        for (group, ids) in by_shard {
+            let op = change(r.action(), &ids, &r.reason, &actor)?;
+            let committed = self.proposer.propose(group, op).await?;
+            let changed: BTreeSet<MessageId> = match committed.reply.result {
+                Some(Answer::Counted(c)) => c
+                    .accepted
+                    .iter()
+                    .filter_map(|l| MessageId::from_slice(&l.id).ok())
+                    .collect(),
+                _ => return Err(Status::internal("unexpected answer of the state machine")),
+            };
+            for id in ids {
+                let list = if changed.contains(&id) {
+                    &mut reply.changed
+                } else {
+                    &mut reply.missing
+                };
+                list.push(id.to_string());
+            }
+        }
+        Ok(Response::new(reply))
+    }
+}
+
+/// What an operator wants done, as an entry of the messages' shard.
+fn change(action: Action, ids: &[MessageId], reason: &str, actor: &str) -> Result<Op, Status> {
+    let ids = ids
+        .iter()
+        .map(|id| Bytes::copy_from_slice(id.as_bytes()))
+        .collect();
+    let actor = actor.to_owned();
+    Ok(match action {
+        Action::Hold if reason.trim().is_empty() => {
+            return Err(Status::invalid_argument("reason: say why it is held"));
+        }
+        Action::Hold => Op::Hold(v1::HoldOp {
+            ids,
+            reason: sealane_types::sanitize(reason.as_bytes(), REASON),
+            actor,
+        }),
+        Action::Release => Op::Hold(v1::HoldOp {
+            ids,
+            reason: String::new(),
+            actor,
+        }),
+        Action::Return => Op::Expire(v1::ExpireOp { ids, actor }),
+        Action::Unspecified => {
+            return Err(Status::invalid_argument("action: HOLD, RELEASE or RETURN"));
+        }
+    })
 }
 
 fn queued(m: &queries::StoredMessage) -> v1::QueuedMessage {
@@ -242,6 +331,7 @@ fn state_name(r: &v1::RecipientRecord, now: u64) -> &'static str {
     use v1::recipient_record::State;
     match r.state() {
         State::Leased => "leased",
+        State::Held => "held",
         State::Delivered => "delivered",
         State::Failed => "failed",
         State::Expired => "expired",

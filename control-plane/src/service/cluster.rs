@@ -68,6 +68,7 @@ impl Proposer {
             group: group.id().0,
             command: v1::Command {
                 now_ms: 0,
+                settled: 0,
                 op: Some(op),
             }
             .encode_to_vec()

@@ -1,23 +1,25 @@
 //! `Queue.Deliver`: leases out, outcomes in. Outcomes become log entries here: the retry time, the
 //! end of a message's life and its non-delivery report are decided by the leader.
 use crate::{
-    background::dispatch::Input,
+    background::dispatch::{Dispatch, Expire},
     metrics::Metrics,
     policy_view::PolicyView,
     raft::{Committed, Group, Groups, now_ms},
+    service::results::ResultsBatcher,
 };
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
 use sealane_policy::RetrySchedule;
 use sealane_scheduler::retry_at;
 use sealane_state::queries::{self, StoredMessage};
-use sealane_types::{MessageId, sanitize};
+use sealane_types::{GroupId, MessageId, sanitize};
 use sealane_wire::{
     message_id,
     v1::{self, Outcome, command::Op, command_reply::Result as Answer, recipient_record::State},
 };
 use sha2::{Digest, Sha256};
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -43,12 +45,14 @@ pub(crate) struct DeliverDesk {
     pub(crate) groups: Arc<Groups>,
     pub(crate) policy: PolicyView,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) dispatcher: mpsc::Sender<Input>,
+    pub(crate) dispatch: Dispatch,
     pub(crate) lease: Duration,
     /// Reporting-MTA of our reports.
     pub(crate) hostname: String,
     pub(crate) node: String,
     pub(crate) sessions: AtomicU64,
+    /// One per shard.
+    pub(crate) results: BTreeMap<GroupId, ResultsBatcher>,
 }
 
 impl DeliverDesk {
@@ -77,23 +81,9 @@ impl DeliverDesk {
                     Frame::Hello(_) => {}
                     Frame::Credit(c) => {
                         if !std::mem::replace(&mut joined, true) {
-                            let input = Input::Joined {
-                                relay: relay.clone(),
-                                session,
-                                events: tx.clone(),
-                            };
-                            if self.dispatcher.send(input).await.is_err() {
-                                break;
-                            }
+                            self.dispatch.joined(&relay, session, tx.clone());
                         }
-                        let input = Input::Credit {
-                            relay: relay.clone(),
-                            session,
-                            leases: c.leases,
-                        };
-                        if self.dispatcher.send(input).await.is_err() {
-                            break;
-                        }
+                        self.dispatch.credit(&relay, session, c.leases);
                     }
                     Frame::Report(r) => {
                         let Ok(slot) = slots.clone().acquire_owned().await else {
@@ -131,7 +121,7 @@ impl DeliverDesk {
                 }
             }
             tracing::info!(%relay, "delivery stream closed");
-            let _ = self.dispatcher.send(Input::Left { relay, session }).await;
+            self.dispatch.left(&relay, session);
         });
         rx
     }
@@ -157,6 +147,30 @@ impl DeliverDesk {
         };
         // Only the leader's state tells whether the lease still stands.
         group.leading()?;
+        if let Some(outcome) = of_destination(&report) {
+            self.dispatch.outcome(&report.destination, outcome);
+        }
+        let ack = |accepted| {
+            Some(v1::ReportAck {
+                id: report.id.clone(),
+                epoch: report.epoch,
+                accepted,
+            })
+        };
+        let all_delivered = report
+            .recipients
+            .iter()
+            .all(|r| r.outcome() == Outcome::Delivered);
+        if all_delivered && !report.recipients.is_empty() {
+            // Nothing of the message is needed to record this.
+            let span = info_span!("queue.record", message.id = %id, epoch = report.epoch);
+            if let Some(trace) = report.trace.clone() {
+                sealane_runtime::telemetry::set_parent(&span, &trace.into());
+            }
+            let results = report.recipients.iter().map(delivered).collect();
+            let recorded = self.record(&group, id, report.epoch, results);
+            return ack(recorded.instrument(span).await?);
+        }
         let message = match queries::message(&group.store().reader(), id) {
             Ok(Some(m)) => m,
             Ok(None) => return refused(),
@@ -177,11 +191,7 @@ impl DeliverDesk {
         if accepted {
             tracing::debug!(message = %id, relay, "report recorded");
         }
-        Some(v1::ReportAck {
-            id: report.id,
-            epoch: report.epoch,
-            accepted,
-        })
+        ack(accepted)
     }
 
     fn schedule(&self, mailbox: &str) -> RetrySchedule {
@@ -254,6 +264,30 @@ impl DeliverDesk {
         Some(effective)
     }
 
+    /// Records results that cause no report, in one entry with others.
+    async fn record(
+        &self,
+        group: &Group,
+        id: MessageId,
+        epoch: u64,
+        results: Vec<v1::RecipientResult>,
+    ) -> Option<bool> {
+        let outcomes: Vec<Outcome> = results.iter().map(v1::RecipientResult::outcome).collect();
+        let op = v1::ResultsOp {
+            id: Bytes::copy_from_slice(id.as_bytes()),
+            epoch,
+            results,
+            dsn: None,
+        };
+        let effective = self.results.get(&group.id())?.commit(op).await?;
+        if effective {
+            for o in outcomes {
+                self.metrics.result(o.as_str_name());
+            }
+        }
+        Some(effective)
+    }
+
     /// Proposes results, and the report that the failures among them cause, as one entry.
     async fn commit_part(
         &self,
@@ -262,6 +296,9 @@ impl DeliverDesk {
         epoch: u64,
         results: Vec<v1::RecipientResult>,
     ) -> Option<bool> {
+        if results.iter().all(|r| r.outcome() != Outcome::Failed) {
+            return self.record(group, message.id, epoch, results).await;
+        }
         let (dsn, body) = match self.dsn(group, message, &results) {
             Some((op, body)) => (Some(op), body),
             None => (None, Bytes::new()),
@@ -362,6 +399,8 @@ impl DeliverDesk {
             sha256: Sha256::digest(&report.body).to_vec().into(),
             chunks: 0,
             expires_at_ms: now.saturating_add(schedule.lifetime_ms),
+            holder: String::new(),
+            lease_until_ms: 0,
         };
         Some((op, report.body))
     }
@@ -382,33 +421,6 @@ impl DeliverDesk {
         }
         out.truncate(HEADER_LIMIT);
         out.freeze()
-    }
-
-    /// Ends a message whose time is up: its waiting recipients fail, with one report.
-    pub(crate) async fn expire(&self, id: MessageId) {
-        let Some(group) = self.group_of(id) else {
-            return;
-        };
-        let Ok(Some(message)) = queries::message(&group.store().reader(), id) else {
-            return;
-        };
-        let results: Vec<v1::RecipientResult> = message
-            .recipients
-            .iter()
-            .enumerate()
-            .filter(|(_, r)| r.state() == State::Waiting)
-            .map(|(n, r)| v1::RecipientResult {
-                recipient: u32::try_from(n).unwrap_or(u32::MAX),
-                outcome: Outcome::Failed.into(),
-                reply: Some(expired_reply(r.last_reply.clone(), false)),
-                tls: r.last_tls.clone(),
-                retry_at_ms: 0,
-                expired: true,
-            })
-            .collect();
-        if self.commit(&group, &message, 0, results).await == Some(true) {
-            tracing::info!(message = %id, "message expired");
-        }
     }
 
     async fn renew(&self, relay: &str, renew: v1::Renew) -> Vec<v1::RenewAck> {
@@ -465,12 +477,92 @@ impl DeliverDesk {
                 continue;
             };
             if let Err(e) = group
-                .propose(Op::Release(v1::ReleaseOp { leases }), Bytes::new())
+                .propose(
+                    Op::Release(v1::ReleaseOp {
+                        leases,
+                        expired: false,
+                    }),
+                    Bytes::new(),
+                )
                 .await
             {
                 tracing::debug!(error = %e, "leases not given back: they run out by themselves");
             }
         }
+    }
+}
+
+impl Expire for DeliverDesk {
+    /// Its waiting and held recipients fail, with one report.
+    async fn expire(&self, id: MessageId) -> bool {
+        let Some(group) = self.group_of(id) else {
+            return false;
+        };
+        let message = match queries::message(&group.store().reader(), id) {
+            Ok(Some(m)) => m,
+            Ok(None) => return true,
+            Err(e) => {
+                tracing::error!(message = %id, error = %e, "message unreadable");
+                return false;
+            }
+        };
+        let results: Vec<v1::RecipientResult> = message
+            .recipients
+            .iter()
+            .enumerate()
+            .filter(|(_, r)| matches!(r.state(), State::Waiting | State::Held))
+            .map(|(n, r)| v1::RecipientResult {
+                recipient: u32::try_from(n).unwrap_or(u32::MAX),
+                outcome: Outcome::Failed.into(),
+                reply: Some(expired_reply(r.last_reply.clone(), false)),
+                tls: r.last_tls.clone(),
+                retry_at_ms: 0,
+                expired: true,
+            })
+            .collect();
+        let done = self.commit(&group, &message, 0, results).await == Some(true);
+        if done {
+            tracing::info!(message = %id, "message expired");
+        }
+        done
+    }
+}
+
+/// What a report says about its destination as a whole.
+fn of_destination(report: &v1::Report) -> Option<sealane_scheduler::Outcome> {
+    use sealane_scheduler::Outcome as Of;
+    let all = &report.recipients;
+    if report.destination.is_empty() || all.is_empty() {
+        return None;
+    }
+    if all.iter().any(|r| r.outcome() == Outcome::Delivered) {
+        return Some(Of::Delivered);
+    }
+    // 421, or no host that we could or may speak to: X.4.z (network, routing), X.7.z (TLS).
+    let refused = |r: &v1::RecipientReport| {
+        let reply = r.reply.as_ref();
+        let enhanced = reply.map_or("", |r| r.enhanced.as_str());
+        r.outcome() == Outcome::Deferred
+            && reply.is_some_and(|r| {
+                r.code == 421
+                    || r.code == 0 && (enhanced.starts_with("4.4.") || enhanced.starts_with("4.7."))
+            })
+    };
+    Some(if all.iter().all(refused) {
+        Of::Refused
+    } else {
+        Of::Answered
+    })
+}
+
+fn delivered(r: &v1::RecipientReport) -> v1::RecipientResult {
+    v1::RecipientResult {
+        recipient: r.recipient,
+        outcome: r.outcome,
+        reply: r.reply.clone(),
+        tls: r.tls.clone(),
+        retry_at_ms: 0,
+        expired: false,
     }
 }
 

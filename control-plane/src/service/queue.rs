@@ -53,10 +53,11 @@ impl QueueService for QueueRpc {
         &self,
         request: Request<Streaming<v1::SubmitRequest>>,
     ) -> Result<Response<Self::SubmitStream>, Status> {
+        let relay = relay_name(&request)?;
         let replies = self
             .submit
             .clone()
-            .serve(self.hello(), request.into_inner());
+            .serve(relay, self.hello(), request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 

@@ -4,7 +4,7 @@
 //! next is read, so that HTTP/2 flow control reaches the relay. Proposals run concurrently, each
 //! answers once.
 use crate::{
-    background::leadership::LeaderClaims,
+    background::{dispatch::Dispatch, leadership::LeaderClaims},
     metrics::Metrics,
     policy_view::PolicyView,
     raft::{Committed, Groups, ProposeError, now_ms},
@@ -42,10 +42,23 @@ pub(crate) struct SubmitDesk {
     pub(crate) policy: PolicyView,
     pub(crate) claims: LeaderClaims,
     pub(crate) metrics: Arc<Metrics>,
+    dispatch: Dispatch,
+    lease: Duration,
     budget: Arc<Semaphore>,
     /// Set by the disk watchdog: new mail is refused.
     pub(crate) disk_full: Arc<AtomicBool>,
     /// Set on shutdown: new mail is refused, proposals under way finish.
+    pub(crate) closing: Arc<AtomicBool>,
+}
+
+/// What new mail has to pass.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Octets of bodies on their way through the node.
+    pub(crate) in_flight: usize,
+    /// Set by the disk watchdog.
+    pub(crate) disk_full: Arc<AtomicBool>,
+    /// Set on shutdown.
     pub(crate) closing: Arc<AtomicBool>,
 }
 
@@ -55,32 +68,35 @@ impl SubmitDesk {
         policy: PolicyView,
         claims: LeaderClaims,
         metrics: Arc<Metrics>,
-        in_flight: usize,
-        disk_full: Arc<AtomicBool>,
-        closing: Arc<AtomicBool>,
+        (dispatch, lease): (Dispatch, Duration),
+        admission: Admission,
     ) -> Arc<Self> {
         let budget = Arc::new(Semaphore::new(
-            (in_flight / UNIT).min(Semaphore::MAX_PERMITS),
+            (admission.in_flight / UNIT).min(Semaphore::MAX_PERMITS),
         ));
         Arc::new(Self {
             groups,
             policy,
             claims,
             metrics,
+            dispatch,
+            lease,
             budget,
-            disk_full,
-            closing,
+            disk_full: admission.disk_full,
+            closing: admission.closing,
         })
     }
 
     /// Serves one stream until the relay ends it.
     pub(crate) fn serve(
         self: Arc<Self>,
+        relay: String,
         hello: v1::ServerHello,
         mut frames: Streaming<v1::SubmitRequest>,
     ) -> mpsc::Receiver<Result<v1::SubmitReply, Status>> {
         use v1::{submit_reply::Frame as Reply, submit_request::Frame};
         let (tx, rx) = mpsc::channel(REPLIES);
+        let relay: Arc<str> = relay.into();
         tokio::spawn(async move {
             let reply = |frame| Ok(v1::SubmitReply { frame: Some(frame) });
             if tx.send(reply(Reply::Hello(hello))).await.is_err() {
@@ -103,12 +119,12 @@ impl SubmitDesk {
                             Frame::Enqueue(e) => e.body.len(),
                             _ => 0,
                         };
-                        let Some(permit) = self.reserve(size).await else { break };
-                        let (desk, tx) = (self.clone(), tx.clone());
+                        let Some(permit) = self.pay(size).await else { break };
+                        let (desk, tx, relay) = (self.clone(), tx.clone(), relay.clone());
                         tasks.spawn(async move {
                             let outcome = match frame {
                                 Frame::Hello(_) => return,
-                                Frame::Enqueue(e) => desk.enqueue(e).await,
+                                Frame::Enqueue(e) => desk.enqueue(&relay, e).await,
                                 Frame::Chunk(c) => desk.chunk(c).await,
                                 Frame::Abort(a) => desk.abort(a).await,
                             };
@@ -126,12 +142,12 @@ impl SubmitDesk {
         rx
     }
 
-    async fn reserve(&self, octets: usize) -> Option<OwnedSemaphorePermit> {
+    async fn pay(&self, octets: usize) -> Option<OwnedSemaphorePermit> {
         let units = u32::try_from(octets / UNIT + 1).ok()?;
         self.budget.clone().acquire_many_owned(units).await.ok()
     }
 
-    async fn enqueue(&self, e: v1::Enqueue) -> v1::SubmitOutcome {
+    async fn enqueue(&self, relay: &str, e: v1::Enqueue) -> v1::SubmitOutcome {
         let span = info_span!(
             "queue.enqueue",
             message.id = field::Empty,
@@ -145,12 +161,19 @@ impl SubmitDesk {
         async {
             let started = Instant::now();
             let raw = e.id.clone();
+            let wanted = e.lease && e.chunks == 0;
             let outcome = match self.enqueue_op(e) {
-                Ok((id, op, body)) => {
+                Ok((id, mut op, body)) => {
                     let span = tracing::Span::current();
                     span.record("message.id", field::display(id));
                     span.record("shard", id.shard().get());
-                    self.propose(id, op, body).await
+                    let reserved = wanted && self.reserve(id, relay, &mut op);
+                    let outcome = self.propose(id, Op::Enqueue(op), body).await;
+                    if reserved && (outcome.kind() != Kind::Durable || outcome.lease_epoch == 0) {
+                        let certain = outcome.kind() != Kind::Unknown;
+                        self.dispatch.unreserve(id, relay, certain);
+                    }
+                    outcome
                 }
                 Err(error) => outcome(raw, Kind::Rejected, error.to_string()),
             };
@@ -162,7 +185,34 @@ impl SubmitDesk {
         .await
     }
 
-    fn enqueue_op(&self, e: v1::Enqueue) -> Result<(MessageId, Op, Bytes), FieldError> {
+    /// Asks for a place at the message's destination, and if there is one puts the lease into the enqueue.
+    fn reserve(&self, id: MessageId, relay: &str, op: &mut v1::EnqueueOp) -> bool {
+        let recipients = op.envelope.as_ref().map_or(&[][..], |e| &e.recipients);
+        let domain = |r: &v1::Recipient| {
+            r.mailbox
+                .rsplit_once('@')
+                .map(|(_, d)| d.to_ascii_lowercase())
+        };
+        let Some(destination) = recipients.first().and_then(domain) else {
+            return false;
+        };
+        if recipients
+            .iter()
+            .skip(1)
+            .any(|r| domain(r).as_ref() != Some(&destination))
+        {
+            return false;
+        }
+        let reserved = self.dispatch.reserve(id, &destination, relay);
+        if reserved {
+            let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+            relay.clone_into(&mut op.holder);
+            op.lease_until_ms = now_ms().saturating_add(lease);
+        }
+        reserved
+    }
+
+    fn enqueue_op(&self, e: v1::Enqueue) -> Result<(MessageId, v1::EnqueueOp, Bytes), FieldError> {
         let id = message_id("enqueue.id", &e.id)?;
         let envelope = e
             .envelope
@@ -184,7 +234,7 @@ impl SubmitDesk {
             ));
         }
         let lifetime = lifetime_ms(&self.policy, &envelope);
-        let op = Op::Enqueue(v1::EnqueueOp {
+        let op = v1::EnqueueOp {
             id: e.id,
             envelope: Some(envelope),
             entry: e.entry,
@@ -193,7 +243,9 @@ impl SubmitDesk {
             sha256: e.sha256,
             chunks: e.chunks,
             expires_at_ms: now_ms().saturating_add(lifetime),
-        });
+            holder: String::new(),
+            lease_until_ms: 0,
+        };
         Ok((id, op, e.body))
     }
 
@@ -261,7 +313,7 @@ impl SubmitDesk {
             return o;
         }
         match tokio::time::timeout(PROPOSE_DEADLINE, group.propose(op, body)).await {
-            Ok(Ok(committed)) => answer(raw, committed),
+            Ok(Ok(committed)) => answer(raw, committed, self.lease),
             Ok(Err(ProposeError::NotLeader { leader })) => {
                 let mut o = outcome(raw, Kind::NotLeader, String::new());
                 o.leader_hint = leader.unwrap_or(0);
@@ -295,12 +347,19 @@ fn outcome(id: Bytes, kind: Kind, detail: String) -> v1::SubmitOutcome {
         detail,
         seq: 0,
         leader_hint: 0,
+        lease_epoch: 0,
+        lease_ms: 0,
     }
 }
 
-fn answer(id: Bytes, committed: Committed) -> v1::SubmitOutcome {
+fn answer(id: Bytes, committed: Committed, lease: Duration) -> v1::SubmitOutcome {
     match committed.reply.result {
-        Some(Answer::Enqueued(_)) => outcome(id, Kind::Durable, String::new()),
+        Some(Answer::Enqueued(e)) => v1::SubmitOutcome {
+            lease_epoch: e.lease_epoch,
+            // The relay counts from before it asked for the first time.
+            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            ..outcome(id, Kind::Durable, String::new())
+        },
         Some(Answer::Chunk(_)) => outcome(id, Kind::ChunkDurable, String::new()),
         Some(Answer::Aborted(_)) => outcome(id, Kind::Aborted, String::new()),
         Some(Answer::Refused(r)) => {

@@ -1,6 +1,6 @@
 //! One log entry.
 use crate::{
-    meta,
+    hold, meta,
     records::{clock, put},
     shard,
     tables::{Table, TableError, WriteTables},
@@ -12,19 +12,32 @@ use sealane_wire::v1::{self, command::Op, command_reply::Result as Answer};
 /// What changed, for those who keep an index of the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// This message, its recipients or its existence changed: read it again.
+    /// This message or its recipients changed: read it again.
     Message(MessageId),
+    /// It is new, and leased as a whole by the entry that brought it.
+    Leased {
+        /// The message.
+        id: MessageId,
+        /// Index of the entry.
+        epoch: u64,
+        /// End of the lease, in the group's time.
+        until_ms: u64,
+    },
+    /// It is over: delivered, returned or withdrawn.
+    Gone(MessageId),
     /// There is a new policy revision.
     Policy(u64),
     /// The node registry changed.
     Nodes,
+    /// The leader says that every member's log holds the entries up to here.
+    Settled(u64),
 }
 
 impl Effect {
     /// The message that changed, if it was one.
     pub fn message(&self) -> Option<MessageId> {
         match self {
-            Effect::Message(id) => Some(*id),
+            Effect::Message(id) | Effect::Leased { id, .. } | Effect::Gone(id) => Some(*id),
             _ => None,
         }
     }
@@ -56,8 +69,12 @@ pub fn apply(
         Ok(v1::Command { op: None, .. }) => (refused("command.op", "missing or unknown"), false),
         Ok(v1::Command {
             now_ms,
+            settled,
             op: Some(op),
         }) => {
+            if settled > 0 {
+                effects.push(Effect::Settled(settled));
+            }
             let now = advance_clock(tables, group, now_ms, witness(&op))?;
             let mut step = Step {
                 tables,
@@ -153,6 +170,9 @@ impl<T: WriteTables> Step<'_, T> {
             Op::Lease(o) if !meta => without_body(shard::lease(self, o)?),
             Op::Renew(o) if !meta => without_body(shard::renew(self, o)?),
             Op::Results(o) if !meta => shard::results(self, o),
+            Op::ResultsBatch(o) if !meta => without_body(shard::results_batch(self, o)?),
+            Op::Hold(o) if !meta => without_body(hold::hold(self, o)?),
+            Op::Expire(o) if !meta => without_body(hold::expire(self, o)?),
             Op::Release(o) if !meta => without_body(shard::release(self, o)?),
             Op::Sweep(o) if !meta => without_body(shard::sweep(self, o)?),
             _ => without_body(refused(

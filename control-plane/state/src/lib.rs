@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod hold;
 mod meta;
 pub mod queries;
 mod records;
@@ -25,4 +26,5 @@ mod tables;
 mod tests;
 
 pub use apply::{Effect, apply};
+pub use shard::REMEMBER_MS;
 pub use tables::{MemoryTables, ReadTables, Table, TableError, WriteTables};

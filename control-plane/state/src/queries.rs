@@ -1,6 +1,6 @@
 //! Reading the state: for services, the dispatcher and the relay's policy watch.
 use crate::{
-    records::{clock, decode, get, recipients},
+    records::{clock, decode, get, recipient_count, recipients},
     tables::{ReadTables, Table, TableError},
 };
 use sealane_types::MessageId;
@@ -22,13 +22,14 @@ pub struct StoredMessage {
 
 /// A message that is not finished.
 pub fn message(t: &impl ReadTables, id: MessageId) -> Result<Option<StoredMessage>, TableError> {
-    let Some(record) = get(t, Table::Message, id.as_bytes())? else {
+    let Some(record) = get::<v1::MessageRecord>(t, Table::Message, id.as_bytes())? else {
         return Ok(None);
     };
+    let recipients = recipients(t, id, recipient_count(&record))?;
     Ok(Some(StoredMessage {
         id,
         record,
-        recipients: recipients(t, id)?,
+        recipients,
     }))
 }
 
@@ -54,7 +55,7 @@ pub fn list(
                 reason: e.to_string(),
             })?;
             let record: v1::MessageRecord = decode(Table::Message, value)?;
-            let recipients = recipients(t, id)?;
+            let recipients = recipients(t, id, recipient_count(&record))?;
             if destination.is_none_or(|d| has_open(&record, &recipients, d)) {
                 out.push(StoredMessage {
                     id,
@@ -74,7 +75,7 @@ pub fn list(
 fn has_open(m: &v1::MessageRecord, recipients: &[v1::RecipientRecord], domain: &str) -> bool {
     let envelope = m.envelope.iter().flat_map(|e| &e.recipients);
     envelope.zip(recipients).any(|(given, r)| {
-        matches!(r.state(), State::Waiting | State::Leased)
+        matches!(r.state(), State::Waiting | State::Leased | State::Held)
             && given
                 .mailbox
                 .rsplit_once('@')
@@ -87,13 +88,17 @@ pub fn count(t: &impl ReadTables) -> Result<u64, TableError> {
     Ok(clock(t)?.messages)
 }
 
-/// When the oldest unfinished message was made, milliseconds since the epoch, by its relay's clock.
-pub fn oldest_ms(t: &impl ReadTables) -> Result<Option<u64>, TableError> {
-    let first = t.scan(Table::Message, b"", b"", 1)?;
+/// The oldest unfinished message by the time in its id. `floor` is where to begin: who knows that there
+/// is nothing before it does not pass over what was deleted there.
+pub fn oldest(
+    t: &impl ReadTables,
+    floor: Option<MessageId>,
+) -> Result<Option<MessageId>, TableError> {
+    let start = floor.as_ref().map_or(&[][..], |id| id.as_bytes());
+    let first = t.scan(Table::Message, start, b"", 1)?;
     Ok(first
         .first()
-        .and_then(|(key, _)| MessageId::from_slice(key).ok())
-        .map(MessageId::time_ms))
+        .and_then(|(key, _)| MessageId::from_slice(key).ok()))
 }
 
 /// The current revision; 0 before the first policy.

@@ -5,6 +5,8 @@ use prost::Message;
 use sealane_types::MessageId;
 use sealane_wire::v1;
 
+/// Up to this many recipients are read one by one.
+const FEW: usize = 8;
 /// Most recipients that are read of one message.
 pub(crate) const RECIPIENT_LIMIT: usize = 1 << 16;
 
@@ -54,30 +56,49 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+/// Records of the recipients 0..`count`.
 pub(crate) fn recipients(
     t: &impl ReadTables,
     id: MessageId,
+    count: usize,
 ) -> Result<Vec<v1::RecipientRecord>, TableError> {
-    t.scan(
+    let missing = |n: usize| TableError {
+        table: Table::Recipient,
+        reason: format!("{id}: recipient {n} is missing"),
+    };
+    if count <= FEW {
+        // Cheaper than an iterator.
+        return (0..count)
+            .map(|n| {
+                let key = recipient_key(id, u32::try_from(n).unwrap_or(u32::MAX));
+                get(t, Table::Recipient, &key)?.ok_or_else(|| missing(n))
+            })
+            .collect();
+    }
+    let rows = t.scan(
         Table::Recipient,
         id.as_bytes(),
         &prefix_end(id.as_bytes()),
         RECIPIENT_LIMIT,
-    )?
-    .into_iter()
-    .enumerate()
-    .map(|(n, (key, v))| {
-        // The position in the result is the number of the recipient: a gap would shift it.
-        if key.as_ref() != recipient_key(id, u32::try_from(n).unwrap_or(u32::MAX)) {
-            let reason = format!("{id}: recipient {n} is missing");
-            return Err(TableError {
-                table: Table::Recipient,
-                reason,
-            });
-        }
-        decode(Table::Recipient, v)
-    })
-    .collect()
+    )?;
+    if rows.len() < count {
+        return Err(missing(rows.len()));
+    }
+    rows.into_iter()
+        .enumerate()
+        .map(|(n, (key, v))| {
+            // The position in the result is the number of the recipient: a gap would shift it.
+            if key.as_ref() != recipient_key(id, u32::try_from(n).unwrap_or(u32::MAX)) {
+                return Err(missing(n));
+            }
+            decode(Table::Recipient, v)
+        })
+        .collect()
+}
+
+/// Recipients of a message's envelope.
+pub(crate) fn recipient_count(m: &v1::MessageRecord) -> usize {
+    m.envelope.as_ref().map_or(0, |e| e.recipients.len())
 }
 
 pub(crate) fn uploads(

@@ -1,7 +1,9 @@
 //! A queue shard: enqueue, lease, results and what surrounds them.
 use crate::{
     apply::{Effect, Step, refused},
-    records::{clock, decode, get, put, recipient_key, recipients, upload_key, uploads},
+    records::{
+        clock, decode, get, put, recipient_count, recipient_key, recipients, upload_key, uploads,
+    },
     tables::{Table, TableError, WriteTables},
 };
 use sealane_types::{CHUNK_SIZE, MessageId};
@@ -13,7 +15,7 @@ use std::collections::BTreeMap;
 type Kept = Result<(Answer, bool), TableError>;
 
 /// The id of a message that belongs to this group.
-fn parse_id<T>(s: &Step<'_, T>, bytes: &[u8]) -> Result<MessageId, Answer> {
+pub(crate) fn parse_id<T>(s: &Step<'_, T>, bytes: &[u8]) -> Result<MessageId, Answer> {
     let id = MessageId::from_slice(bytes).map_err(|e| refused("id", e))?;
     if id.shard().group() == s.group {
         return Ok(id);
@@ -24,6 +26,13 @@ fn parse_id<T>(s: &Step<'_, T>, bytes: &[u8]) -> Result<MessageId, Answer> {
     ))
 }
 
+/// A finished or withdrawn id is remembered for this long after its message was made, milliseconds: a
+/// repetition of its enqueue gets the first answer. Relays settle within a minute.
+pub const REMEMBER_MS: u64 = 3_600_000;
+/// A recipient is held when so many relays went silent while they worked on it: it may be the cause.
+pub(crate) const LOST_HOLDERS: u32 = 5;
+
+/// What became of an id that is not (or no longer) a message.
 fn fate<T: WriteTables>(
     s: &Step<'_, T>,
     id: MessageId,
@@ -31,7 +40,12 @@ fn fate<T: WriteTables>(
     get(s.tables, Table::Dedupe, id.as_bytes())
 }
 
+/// An id that nobody asks for any more is not remembered. So the records are those of young ids, and
+/// the sweep, which goes through them from old to young, never has to turn back.
 fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate: Fate) {
+    if id.time_ms().saturating_add(REMEMBER_MS) < s.now {
+        return;
+    }
     let record = v1::DedupeRecord {
         fate: fate.into(),
         at_ms: s.now,
@@ -58,10 +72,8 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
         Ok(id) => id,
         Err(a) => return Ok((a, false)),
     };
-    match fate(s, id)?.map(|f| f.fate()) {
-        Some(Fate::Aborted) => return Ok((Answer::Aborted(v1::Aborted {}), false)),
-        Some(_) => return Ok((Answer::Enqueued(v1::Enqueued { duplicate: true }), false)),
-        None => {}
+    if let Some(answer) = first_answer(s, id, &o.holder)? {
+        return Ok((answer, false));
     }
     if let Err(a) = check_envelope(&o) {
         return Ok((a, false));
@@ -86,8 +98,58 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
             Err(a) => return Ok((a, false)),
         }
     };
-    store_message(s, id, o, body)?;
-    Ok((Answer::Enqueued(v1::Enqueued { duplicate: false }), keeps))
+    let lease = store_message(s, id, o, body)?;
+    let enqueued = v1::Enqueued {
+        duplicate: false,
+        lease_epoch: lease.map_or(0, |(epoch, _)| epoch),
+        lease_until_ms: lease.map_or(0, |(_, until)| until),
+    };
+    Ok((Answer::Enqueued(enqueued), keeps))
+}
+
+/// What an enqueue of this id was answered before; `None` if it is new.
+fn first_answer<T: WriteTables>(
+    s: &Step<'_, T>,
+    id: MessageId,
+    holder: &str,
+) -> Result<Option<Answer>, TableError> {
+    let Some(m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
+        return Ok(match fate(s, id)?.map(|f| f.fate()) {
+            Some(Fate::Aborted) => Some(Answer::Aborted(v1::Aborted {})),
+            Some(_) => Some(Answer::Enqueued(duplicate())),
+            None => None,
+        });
+    };
+    // The answer that carried the lease may have been lost: its holder still does not know of it.
+    let mut answer = duplicate();
+    if let Some(r) = first_lease(s, id, &m)?.filter(|r| !holder.is_empty() && r.holder == holder) {
+        answer.lease_epoch = r.epoch;
+        answer.lease_until_ms = r.lease_until_ms;
+    }
+    Ok(Some(Answer::Enqueued(answer)))
+}
+
+fn duplicate() -> v1::Enqueued {
+    v1::Enqueued {
+        duplicate: true,
+        lease_epoch: 0,
+        lease_until_ms: 0,
+    }
+}
+
+/// The first recipient, if the lease that came with the enqueue still holds all recipients.
+fn first_lease<T: WriteTables>(
+    s: &Step<'_, T>,
+    id: MessageId,
+    m: &v1::MessageRecord,
+) -> Result<Option<v1::RecipientRecord>, TableError> {
+    let all = recipients(s.tables, id, recipient_count(m))?;
+    let held = |r: &v1::RecipientRecord| r.state() == State::Leased && r.epoch == m.log_index;
+    Ok(if all.iter().all(held) {
+        all.into_iter().next()
+    } else {
+        None
+    })
 }
 
 fn check_envelope(o: &v1::EnqueueOp) -> Result<(), Answer> {
@@ -163,16 +225,30 @@ fn store_message<T: WriteTables>(
     id: MessageId,
     o: v1::EnqueueOp,
     body: Vec<v1::BodyPart>,
-) -> Result<(), TableError> {
+) -> Result<Option<(u64, u64)>, TableError> {
     let open = o.envelope.as_ref().map_or(0, |e| e.recipients.len());
     let open = u32::try_from(open).unwrap_or(u32::MAX);
+    let mut recipient = v1::RecipientRecord {
+        state: State::Waiting.into(),
+        due_ms: s.now,
+        ..Default::default()
+    };
+    let lease = (!o.holder.is_empty()).then_some((s.index, o.lease_until_ms));
+    if let Some((epoch, until_ms)) = lease {
+        // The attempt is counted before it happens.
+        recipient.set_state(State::Leased);
+        recipient.attempts = 1;
+        recipient.epoch = epoch;
+        recipient.lease_until_ms = until_ms;
+        recipient.holder = o.holder;
+    }
     for n in 0..open {
-        let record = v1::RecipientRecord {
-            state: State::Waiting.into(),
-            due_ms: s.now,
-            ..Default::default()
-        };
-        put(s.tables, Table::Recipient, &recipient_key(id, n), &record);
+        put(
+            s.tables,
+            Table::Recipient,
+            &recipient_key(id, n),
+            &recipient,
+        );
     }
     let record = v1::MessageRecord {
         envelope: o.envelope,
@@ -185,12 +261,23 @@ fn store_message<T: WriteTables>(
         expires_at_ms: o.expires_at_ms.max(s.now),
         open_recipients: open,
         log_index: s.index,
+        hold: String::new(),
     };
     put(s.tables, Table::Message, id.as_bytes(), &record);
-    set_fate(s, id, Fate::Enqueued);
     count(s, 1, 0)?;
-    s.effects.push(Effect::Message(id));
-    Ok(())
+    s.effects.push(match lease {
+        Some((epoch, until_ms)) => Effect::Leased {
+            id,
+            epoch,
+            until_ms,
+        },
+        None => Effect::Message(id),
+    });
+    Ok(lease)
+}
+
+fn exists<T: WriteTables>(s: &Step<'_, T>, id: MessageId) -> Result<bool, TableError> {
+    Ok(s.tables.get(Table::Message, id.as_bytes())?.is_some())
 }
 
 /// Stores a piece of a body before its message. A repetition changes nothing.
@@ -212,6 +299,7 @@ pub(crate) fn chunk<T: WriteTables>(s: &mut Step<'_, T>, o: v1::BodyChunkOp) -> 
         Some(Fate::Aborted) => return Ok((Answer::Aborted(v1::Aborted {}), false)),
         // A late repetition: the message has this piece already.
         Some(_) => return Ok((Answer::Chunk(v1::ChunkStored {}), false)),
+        None if exists(s, id)? => return Ok((Answer::Chunk(v1::ChunkStored {}), false)),
         None => {}
     }
     let key = upload_key(id, o.seq);
@@ -240,21 +328,23 @@ pub(crate) fn abort<T: WriteTables>(
         Ok(id) => id,
         Err(a) => return Ok(a),
     };
-    match fate(s, id)?.map(|f| f.fate()) {
-        Some(Fate::Aborted) => return Ok(Answer::Aborted(v1::Aborted {})),
-        Some(Fate::Finished) => return Ok(Answer::Enqueued(v1::Enqueued { duplicate: true })),
-        Some(_) => {
-            let untouched = recipients(s.tables, id)?
-                .iter()
-                .all(|r| r.state() == State::Waiting && r.attempts == 0);
+    match get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? {
+        Some(m) => {
+            // Nobody began: not leased, or leased with an answer that the asker did not get.
+            let untouched = first_lease(s, id, &m)?.is_some_and(|r| r.attempts == 1)
+                || recipients(s.tables, id, recipient_count(&m))?
+                    .iter()
+                    .all(|r| r.state() == State::Waiting && r.attempts == 0);
             if !untouched {
-                return Ok(Answer::Enqueued(v1::Enqueued { duplicate: true }));
+                return Ok(Answer::Enqueued(duplicate()));
             }
             remove_message(s, id)?;
         }
-        None => {
-            drop_uploads(s, id)?;
-        }
+        None => match fate(s, id)?.map(|f| f.fate()) {
+            Some(Fate::Aborted) => return Ok(Answer::Aborted(v1::Aborted {})),
+            Some(_) => return Ok(Answer::Enqueued(duplicate())),
+            None => drop_uploads(s, id)?,
+        },
     }
     set_fate(s, id, Fate::Aborted);
     Ok(Answer::Aborted(v1::Aborted {}))
@@ -274,7 +364,7 @@ fn remove_message<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<
     }
     s.tables.delete(Table::Message, id.as_bytes());
     count(s, -1, 1)?;
-    s.effects.push(Effect::Message(id));
+    s.effects.push(Effect::Gone(id));
     Ok(())
 }
 
@@ -323,14 +413,19 @@ pub(crate) fn lease<T: WriteTables>(
 fn each_leased<T: WriteTables>(
     s: &mut Step<'_, T>,
     leases: Vec<v1::LeaseRef>,
-    change: impl Fn(&mut v1::RecipientRecord, u64) -> bool,
+    change: impl Fn(&mut v1::MessageRecord, &mut v1::RecipientRecord, u64) -> bool,
 ) -> Result<Answer, TableError> {
     let mut accepted = Vec::new();
     for l in leases {
         let Ok(id) = parse_id(s, &l.id) else { continue };
+        let Some(mut m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
+            continue;
+        };
+        let before = m.hold.clone();
         let mut any = false;
-        for (n, mut r) in recipients(s.tables, id)?.into_iter().enumerate() {
-            if r.state() == State::Leased && r.epoch == l.epoch && change(&mut r, s.now) {
+        let all = recipients(s.tables, id, recipient_count(&m))?;
+        for (n, mut r) in all.into_iter().enumerate() {
+            if r.state() == State::Leased && r.epoch == l.epoch && change(&mut m, &mut r, s.now) {
                 put(
                     s.tables,
                     Table::Recipient,
@@ -339,6 +434,9 @@ fn each_leased<T: WriteTables>(
                 );
                 any = true;
             }
+        }
+        if m.hold != before {
+            put(s.tables, Table::Message, id.as_bytes(), &m);
         }
         if any {
             s.effects.push(Effect::Message(id));
@@ -352,14 +450,26 @@ fn each_leased<T: WriteTables>(
     }))
 }
 
-/// Prolongs leases of their holder.
+/// A recipient waits again, or is held if its message is.
+pub(crate) fn wait(m: &v1::MessageRecord, r: &mut v1::RecipientRecord, due_ms: u64) {
+    r.set_state(if m.hold.is_empty() {
+        State::Waiting
+    } else {
+        State::Held
+    });
+    r.due_ms = due_ms;
+    r.holder.clear();
+    r.lease_until_ms = 0;
+}
+
+/// Prolongs leases of their holder, but not beyond the time of their message: nothing is worked on for ever.
 pub(crate) fn renew<T: WriteTables>(
     s: &mut Step<'_, T>,
     o: v1::RenewOp,
 ) -> Result<Answer, TableError> {
     let (holder, until) = (o.holder, o.until_ms);
-    each_leased(s, o.leases, |r, _| {
-        let held = r.holder == holder;
+    each_leased(s, o.leases, |m, r, now| {
+        let held = r.holder == holder && m.expires_at_ms > now;
         if held {
             r.lease_until_ms = r.lease_until_ms.max(until);
         }
@@ -372,21 +482,40 @@ pub(crate) fn release<T: WriteTables>(
     s: &mut Step<'_, T>,
     o: v1::ReleaseOp,
 ) -> Result<Answer, TableError> {
-    each_leased(s, o.leases, |r, now| {
-        r.set_state(State::Waiting);
-        r.due_ms = now;
-        r.holder.clear();
-        r.lease_until_ms = 0;
+    each_leased(s, o.leases, |m, r, now| {
+        if o.expired {
+            r.lost_holders = r.lost_holders.saturating_add(1);
+            if r.lost_holders >= LOST_HOLDERS && m.hold.is_empty() {
+                m.hold = format!(
+                    "quarantined: {LOST_HOLDERS} relays went silent while they delivered it"
+                );
+            }
+        } else {
+            r.attempts = r.attempts.saturating_sub(1);
+        }
+        wait(m, r, now);
         true
     })
 }
 
 /// Whether a result counts: its recipient is leased under its epoch. Epoch 0 is the leader's own
-/// verdict, which can only be that the time of a waiting recipient ran out.
-fn is_current(r: &v1::RecipientRecord, epoch: u64, result: &v1::RecipientResult) -> bool {
+/// verdict, which can only be that the time of a waiting recipient ran out; the group's time decides
+/// that, not the leader's clock.
+fn is_current(
+    now: u64,
+    m: &v1::MessageRecord,
+    r: &v1::RecipientRecord,
+    epoch: u64,
+    result: &v1::RecipientResult,
+) -> bool {
     match r.state() {
         State::Leased => epoch != 0 && r.epoch == epoch && result.outcome() != Outcome::Unspecified,
-        State::Waiting => epoch == 0 && result.outcome() == Outcome::Failed && result.expired,
+        State::Waiting | State::Held => {
+            epoch == 0
+                && result.outcome() == Outcome::Failed
+                && result.expired
+                && m.expires_at_ms <= now
+        }
         _ => false,
     }
 }
@@ -400,7 +529,7 @@ fn check_report<T: WriteTables>(
         Ok(id) => id,
         Err(a) => return Ok(Err(a)),
     };
-    if fate(s, id)?.is_some() {
+    if fate(s, id)?.is_some() || exists(s, id)? {
         return Ok(Err(refused("dsn.id", "is taken")));
     }
     if dsn.chunks != 0 {
@@ -433,7 +562,7 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
     for result in o.results {
         let n = result.recipient;
         let r = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &recipient_key(id, n))?;
-        if let Some(r) = r.filter(|r| is_current(r, o.epoch, &result)) {
+        if let Some(r) = r.filter(|r| is_current(s.now, &m, r, o.epoch, &result)) {
             current.entry(n).or_insert((r, result));
         }
     }
@@ -449,8 +578,8 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
     }
     let effective = u32::try_from(current.len()).unwrap_or(u32::MAX);
     for (n, (mut r, result)) in current {
-        record_result(s.now, &mut r, result);
-        if r.state() != State::Waiting {
+        record_result(s.now, &m, &mut r, result);
+        if !matches!(r.state(), State::Waiting | State::Held) {
             m.open_recipients = m.open_recipients.saturating_sub(1);
         }
         put(s.tables, Table::Recipient, &recipient_key(id, n), &r);
@@ -469,21 +598,50 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
     Ok((counted(effective), keeps))
 }
 
-fn record_result(now: u64, r: &mut v1::RecipientRecord, result: v1::RecipientResult) {
+fn record_result(
+    now: u64,
+    m: &v1::MessageRecord,
+    r: &mut v1::RecipientRecord,
+    result: v1::RecipientResult,
+) {
     match result.outcome() {
         Outcome::Delivered => r.set_state(State::Delivered),
         Outcome::Failed if result.expired => r.set_state(State::Expired),
         Outcome::Failed => r.set_state(State::Failed),
         // `is_current` lets nothing else through.
-        Outcome::Deferred | Outcome::Unspecified => {
-            r.set_state(State::Waiting);
-            r.due_ms = result.retry_at_ms.max(now);
-        }
+        Outcome::Deferred | Outcome::Unspecified => wait(m, r, result.retry_at_ms.max(now)),
     }
+    // Its holder spoke.
+    r.lost_holders = 0;
     r.last_reply = result.reply;
     r.last_tls = result.tls;
     r.holder.clear();
     r.lease_until_ms = 0;
+}
+
+/// Records outcomes of several messages; names those that took effect.
+pub(crate) fn results_batch<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::ResultsBatchOp,
+) -> Result<Answer, TableError> {
+    let mut accepted = Vec::with_capacity(o.items.len());
+    for item in o.items {
+        let lease = v1::LeaseRef {
+            id: item.id.clone(),
+            epoch: item.epoch,
+        };
+        let item = v1::ResultsOp { dsn: None, ..item };
+        if let (Answer::Counted(c), _) = results(s, item)?
+            && c.effective > 0
+        {
+            accepted.push(lease);
+        }
+    }
+    let effective = u32::try_from(accepted.len()).unwrap_or(u32::MAX);
+    Ok(Answer::Counted(v1::Counted {
+        effective,
+        accepted,
+    }))
 }
 
 /// Forgets what is old: uploads without message, fates of finished and aborted ids. The cut-offs
@@ -521,6 +679,7 @@ fn sweep_uploads<T: WriteTables>(
         // The rest of this upload can never complete. An id that has a fate keeps it.
         if let Some(Ok(id)) = key.get(..16).map(MessageId::from_slice)
             && fate(s, id)?.is_none()
+            && !exists(s, id)?
         {
             set_fate(s, id, Fate::Aborted);
         }
@@ -529,40 +688,34 @@ fn sweep_uploads<T: WriteTables>(
     Ok(effective)
 }
 
-/// Goes on where the last sweep stopped: messages that live long do not hide the finished ones
-/// behind them. Ids begin with their time, so a round ends at the first id made after the cut-off.
+/// Ids begin with their time, and no record is made of an id that is older than the cut-off: each
+/// sweep goes on where the last one stopped and never passes over what was deleted.
 fn sweep_fates<T: WriteTables>(
     s: &mut Step<'_, T>,
     before_ms: u64,
     limit: usize,
 ) -> Result<u32, TableError> {
+    let before_ms = before_ms.min(s.now.saturating_sub(REMEMBER_MS));
     let start = clock(s.tables)?.swept_to;
-    let rows = s.tables.scan(Table::Dedupe, &start, b"", limit)?;
-    let mut last = rows
-        .last()
-        .filter(|_| rows.len() >= limit)
-        .map(|(key, _)| key.clone());
+    let mut last = None;
     let mut effective = 0;
-    for (key, value) in rows {
+    for (key, _) in s.tables.scan(Table::Dedupe, &start, b"", limit)? {
         let id = MessageId::from_slice(&key).map_err(|e| TableError {
             table: Table::Dedupe,
             reason: e.to_string(),
         })?;
         if id.time_ms() >= before_ms {
-            last = None;
             break;
         }
-        let record: v1::DedupeRecord = decode(Table::Dedupe, value)?;
-        if record.at_ms < before_ms && record.fate() != Fate::Enqueued {
-            s.tables.delete(Table::Dedupe, &key);
-            effective += 1;
-        }
+        s.tables.delete(Table::Dedupe, &key);
+        effective += 1;
+        last = Some(key);
     }
-    let mut record = clock(s.tables)?;
-    // The first key behind the last one seen; back to the start after a round.
-    record.swept_to = last
-        .map(|key| [key.as_ref(), &[0]].concat().into())
-        .unwrap_or_default();
-    put(s.tables, Table::Clock, b"", &record);
+    if let Some(key) = last {
+        let mut record = clock(s.tables)?;
+        // The first key behind the last one deleted.
+        record.swept_to = [key.as_ref(), &[0]].concat().into();
+        put(s.tables, Table::Clock, b"", &record);
+    }
     Ok(effective)
 }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 mod clock;
 mod golden;
+mod leases;
 mod report;
 mod sweep;
 mod walk;
@@ -95,6 +96,7 @@ impl Log {
         }
         let header = v1::Command {
             now_ms: self.now,
+            settled: 0,
             op: Some(op),
         }
         .encode_to_vec();
@@ -131,7 +133,7 @@ impl Log {
             let open = m
                 .recipients
                 .iter()
-                .filter(|r| matches!(r.state(), State::Waiting | State::Leased))
+                .filter(|r| matches!(r.state(), State::Waiting | State::Leased | State::Held))
                 .count();
             assert_eq!(m.record.open_recipients as usize, open);
             assert!(open > 0, "a finished message is still stored");
@@ -163,11 +165,17 @@ fn enqueue_is_idempotent() {
     let mut log = Log::default();
     assert_eq!(
         log.commit(enqueue(1, 1, 5, 0), 5),
-        Answer::Enqueued(v1::Enqueued { duplicate: false })
+        Answer::Enqueued(v1::Enqueued {
+            duplicate: false,
+            ..Default::default()
+        })
     );
     assert_eq!(
         log.commit(enqueue(1, 1, 5, 0), 5),
-        Answer::Enqueued(v1::Enqueued { duplicate: true })
+        Answer::Enqueued(v1::Enqueued {
+            duplicate: true,
+            ..Default::default()
+        })
     );
     assert_eq!(queries::count(&log.tables).unwrap(), 1);
 }
@@ -196,7 +204,10 @@ fn what_was_leased_cannot_be_aborted() {
     log.commit(lease(1, vec![0]), 0);
     assert_eq!(
         log.commit(Op::Abort(v1::AbortOp { id: raw(1) }), 0),
-        Answer::Enqueued(v1::Enqueued { duplicate: true })
+        Answer::Enqueued(v1::Enqueued {
+            duplicate: true,
+            ..Default::default()
+        })
     );
     assert!(log.message(1).is_some());
 }
@@ -218,6 +229,7 @@ fn only_the_current_epoch_counts() {
                 id: raw(1),
                 epoch: first.epoch,
             }],
+            expired: true,
         }),
         0,
     );
@@ -291,7 +303,10 @@ fn chunks_make_a_message_only_when_complete() {
     ));
     assert_eq!(
         log.commit(enqueue(1, 1, 8, 2), 0),
-        Answer::Enqueued(v1::Enqueued { duplicate: false })
+        Answer::Enqueued(v1::Enqueued {
+            duplicate: false,
+            ..Default::default()
+        })
     );
     assert_eq!(log.message(1).unwrap().record.body.len(), 2);
     log.commit(chunk(0), 4);
@@ -433,7 +448,7 @@ proptest! {
                 }
                 Do::Release(n, stale) => {
                     let l = v1::LeaseRef { id: raw(*n), epoch: epoch(n) + if *stale { 5_000_000 } else { 0 } };
-                    (Op::Release(v1::ReleaseOp { leases: vec![l] }), 0)
+                    (Op::Release(v1::ReleaseOp { leases: vec![l], expired: true }), 0)
                 }
             };
             let at = epoch(match &s { Do::Enqueue(n, _) | Do::Abort(n) | Do::Lease(n, _) | Do::Report(n, ..) | Do::Release(n, _) => n });

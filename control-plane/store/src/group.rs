@@ -6,7 +6,7 @@ use crate::{
         LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry,
         decode_position, encode_entry_prefix, encode_position, encode_vote, read_vote,
     },
-    recent::Recent,
+    recent::{LogSizes, Recent, cost},
     store::Core,
     syncer::{Flushed, Wrote},
     transaction::{Applied, ApplyTxn, Reader},
@@ -26,6 +26,7 @@ pub(crate) struct GroupShared {
     pub(crate) bodies: Mutex<()>,
     /// The last entries: what replication and apply read most often is what was just written.
     pub(crate) recent: Mutex<Recent>,
+    pub(crate) sizes: Mutex<LogSizes>,
 }
 
 impl GroupShared {
@@ -34,6 +35,7 @@ impl GroupShared {
             id,
             bodies: Mutex::new(()),
             recent: Mutex::default(),
+            sizes: Mutex::default(),
         }
     }
 }
@@ -113,6 +115,12 @@ impl GroupStore {
             }
             Ok(batch)
         })?;
+        {
+            let mut sizes = self.shared.sizes.lock().expect("no panic while held");
+            for e in &entries {
+                sizes.push(e.position.index, cost(e) as u64);
+            }
+        }
         self.recent().push(entries);
         self.core.syncer.submit(self.id(), wrote, done);
         Ok(())
@@ -297,6 +305,13 @@ impl GroupStore {
         let key = index_key(self.id(), index);
         let value = self.core.get(LOG, &key)?;
         value.map(|b| Ok(decode_entry(b)?.0.position)).transpose()
+    }
+
+    /// Entries up to the answer are more than `octets` away from the end of the log; 0 if none are,
+    /// or none that were written since the start.
+    pub fn oldest_within(&self, octets: u64) -> u64 {
+        let mut sizes = self.shared.sizes.lock().expect("no panic while held");
+        sizes.oldest_within(octets)
     }
 
     // ---- state machine

@@ -8,6 +8,40 @@ const LIMIT: usize = 4 << 20;
 /// What an entry costs besides its octets.
 const OVERHEAD: usize = 128;
 
+/// Octets between two marks.
+const MARK: u64 = 1 << 20;
+
+/// How much log there is behind an index, in steps of a MiB. Begins empty at every start.
+#[derive(Debug, Default)]
+pub(crate) struct LogSizes {
+    total: u64,
+    /// Octets before this entry, and its index.
+    marks: VecDeque<(u64, u64)>,
+}
+
+impl LogSizes {
+    pub(crate) fn push(&mut self, index: u64, octets: u64) {
+        let last = self.marks.back().map_or(0, |(at, _)| *at);
+        if self.marks.is_empty() || self.total.saturating_sub(last) >= MARK {
+            self.marks.push_back((self.total, index));
+        }
+        self.total = self.total.saturating_add(octets);
+    }
+
+    /// Entries before the answer exceed `octets`; 0 if none do.
+    pub(crate) fn oldest_within(&mut self, octets: u64) -> u64 {
+        let mut oldest = 0;
+        while let Some((before, index)) = self.marks.front().copied() {
+            if self.total.saturating_sub(before) <= octets {
+                break;
+            }
+            self.marks.pop_front();
+            oldest = index;
+        }
+        oldest
+    }
+}
+
 /// A run of entries without holes that ends with the last entry of the log.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
@@ -15,7 +49,7 @@ pub(crate) struct Recent {
     size: usize,
 }
 
-fn cost(e: &StoredEntry) -> usize {
+pub(crate) fn cost(e: &StoredEntry) -> usize {
     OVERHEAD
         + match &e.payload {
             StoredPayload::Blank => 0,
@@ -137,6 +171,17 @@ mod tests {
         r.truncate_after(None);
         assert!(r.read(20, 99, usize::MAX).is_none());
         assert_eq!(r.size, 0);
+    }
+
+    #[test]
+    fn log_beyond_a_size_is_found() {
+        let mut s = LogSizes::default();
+        for index in 1..=100 {
+            s.push(index, 1 << 20);
+        }
+        assert_eq!(s.oldest_within(100 << 20), 0);
+        let oldest = s.oldest_within(10 << 20);
+        assert!((89..=91).contains(&oldest), "{oldest}");
     }
 
     #[test]

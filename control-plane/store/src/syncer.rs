@@ -16,8 +16,13 @@ use sealane_types::GroupId;
 use std::{
     sync::{Arc, Condvar, Mutex},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+/// After a sync that covered a crowd, the next one waits for another crowd this long: on a busy node
+/// most of a sync's cost is that it happens at all. A node with little to do never waits.
+const LINGER: Duration = Duration::from_micros(1000);
+const CROWD: usize = 3;
 
 /// Runs once, on the syncer thread, after the sync that covers the write (or with the error).
 pub type Flushed = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
@@ -174,7 +179,11 @@ fn run(
     metrics: &SyncMetrics,
 ) {
     let (lock, wake) = queue;
+    let mut busy = false;
     loop {
+        if busy {
+            std::thread::sleep(LINGER);
+        }
         let (items, closed) = {
             let mut q = lock.lock().expect("no panic while held");
             while q.items.is_empty() && !q.closed {
@@ -185,6 +194,7 @@ fn run(
         if items.is_empty() && closed {
             return;
         }
+        busy = items.len() >= CROWD;
         let poisoned = lock.lock().expect("no panic while held").poisoned.clone();
         let started = Instant::now();
         // P4: after a failure nothing is synced again, whatever the next sync would say.

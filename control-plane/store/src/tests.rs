@@ -14,6 +14,7 @@ fn open(dir: &Path) -> Store {
         on_fatal: Arc::new(|_| ()),
         cache: 1 << 20,
         write_buffers: 16 << 20,
+        ..Options::default()
     };
     Store::open(dir, options).unwrap()
 }
@@ -193,10 +194,19 @@ fn p18_reads_are_bounded_by_octets_but_never_empty() {
     let s = open(dir.path());
     let g = s.group(GroupId(1));
     append(&g, (1..=5).map(|i| entry(i, b"0123456789")).collect());
-    assert_eq!(g.read_entries(1, 6, 1).unwrap().len(), 1);
-    assert_eq!(g.read_entries(1, 6, 120).unwrap().len(), 2);
-    assert_eq!(g.read_entries(1, 6, usize::MAX).unwrap().len(), 5);
-    assert!(g.read_entries(6, 9, 1).unwrap().is_empty());
+    // From memory, then from the database.
+    for two in [300, 120] {
+        assert_eq!(g.read_entries(1, 6, 1).unwrap().len(), 1);
+        assert_eq!(g.read_entries(1, 6, two).unwrap().len(), 2);
+        assert_eq!(g.read_entries(1, 6, usize::MAX).unwrap().len(), 5);
+        assert!(g.read_entries(6, 9, 1).unwrap().is_empty());
+        forget_recent(&g);
+    }
+}
+
+/// From now on the database is read.
+fn forget_recent(g: &GroupStore) {
+    *g.shared.recent.lock().unwrap() = Default::default();
 }
 
 #[test]
@@ -325,6 +335,7 @@ fn a_flipped_bit_in_a_record_is_noticed() {
         .unwrap();
     value[9] ^= 1;
     s.core.db.put_cf(s.core.cf("raft_log"), key, value).unwrap();
+    forget_recent(&g);
     assert!(matches!(
         g.read_entries(1, 2, 100),
         Err(StoreError::Corrupt { .. })

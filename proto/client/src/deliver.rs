@@ -6,7 +6,7 @@ use crate::{members::Members, submit::SubmitClient};
 use bytes::Bytes;
 use desk::Desk;
 use futures_util::{StreamExt, stream::BoxStream};
-use sealane_types::{MessageId, TraceContext};
+use sealane_types::{MessageId, NodeId, TraceContext};
 use sealane_wire::v1;
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -58,6 +58,8 @@ pub enum Renewal {
 pub struct DeliverClient {
     desk: Arc<Desk>,
     leases: Arc<Mutex<mpsc::Receiver<LeasedWork>>>,
+    /// For leases that come another way.
+    own: mpsc::Sender<LeasedWork>,
 }
 
 impl DeliverClient {
@@ -82,7 +84,7 @@ impl DeliverClient {
             members,
             desk: desk.clone(),
             credits,
-            leases: tx,
+            leases: tx.clone(),
         };
         let keeper = desk.clone();
         tasks.spawn(async move {
@@ -92,6 +94,7 @@ impl DeliverClient {
         Self {
             desk,
             leases: Arc::new(Mutex::new(rx)),
+            own: tx,
         }
     }
 
@@ -103,10 +106,34 @@ impl DeliverClient {
         self.leases.lock().await.recv().await
     }
 
+    /// A lease that came with the outcome of an enqueue: it is handed out by [`Self::lease`] and
+    /// settled like the others. What cannot be taken is given back.
+    pub fn granted(&self, lease: v1::Lease, node: NodeId, since: Instant) {
+        if !self.desk.granted(&lease, node, since) {
+            return;
+        }
+        let reference = v1::LeaseRef {
+            id: lease.id.clone(),
+            epoch: lease.epoch,
+        };
+        let work = LeasedWork {
+            lease,
+            received: since,
+        };
+        if self.desk.is_paused() || self.own.try_send(work).is_err() {
+            self.desk.give_back(vec![reference]);
+        }
+    }
+
     /// No new leases from now on: credits are not given back any more, and streams that open later get
     /// none. Leases on their way may still come out of [`Self::lease`].
     pub fn pause(&self) {
         self.desk.pause();
+    }
+
+    /// Whether [`Self::pause`] was called.
+    pub fn is_paused(&self) -> bool {
+        self.desk.is_paused()
     }
 
     /// Hands over outcomes. They are sent, and sent again after a lost stream, a change of leader or a

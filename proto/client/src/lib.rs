@@ -29,6 +29,6 @@ pub use deliver::{BodyStream, DeliverClient, FetchError, LeasedWork, Renewal};
 pub use members::{Dial, Members, mtls};
 pub use policy_watch::PolicyWatch;
 pub use submit::{
-    Content, Durable, LeaderChanges, Submission, SubmitClient, SubmitError, Upload, UploadError,
-    new_id,
+    Content, Durable, Grant, LeaderChanges, Submission, SubmitClient, SubmitError, Upload,
+    UploadError, new_id,
 };

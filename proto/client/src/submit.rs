@@ -4,7 +4,7 @@ mod lookup;
 mod settle;
 mod upload;
 
-pub use settle::{Content, Durable, Submission, SubmitError};
+pub use settle::{Content, Durable, Grant, Submission, SubmitError};
 pub use upload::{Upload, UploadError};
 
 use crate::{

@@ -51,6 +51,7 @@ fn submission(id: MessageId) -> Submission {
         size: 4,
         sha256: [0; 32],
         content: Content::Inline(Bytes::from_static(b"body")),
+        lease: false,
     }
 }
 
@@ -332,6 +333,7 @@ async fn leases_come_reports_go_and_credits_return() {
             recipient: n,
             ..Default::default()
         }],
+        ..Default::default()
     };
     deliver.report(report(0));
     assert_eq!(node.hear().await, Heard::Report(id, 5, vec![0]));

@@ -10,6 +10,13 @@ use std::{path::Path, process::ExitCode};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Half of the cores: the others are for what blocks (sync, flush, compaction, passwords) and for the
+/// kernel's network, and waking another worker costs more than most of what it would take over.
+/// `TOKIO_WORKER_THREADS` says otherwise.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
+}
+
 /// Loads the configuration and runs `node` with it to its end. What fails is said on standard error;
 /// a wrong configuration ends with [`exit_code::CONFIG`] before anything else happens.
 pub fn run<C, F>(name: &'static str, file: &Path, node: impl FnOnce(C) -> F) -> ExitCode
@@ -24,11 +31,12 @@ where
             return ExitCode::from(exit_code::CONFIG);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name(name)
-        .build()
-    {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name(name);
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        builder.worker_threads(workers());
+    }
+    let runtime = match builder.build() {
         Ok(r) => r,
         Err(e) => {
             eprintln!("{name}: no threads: {e}");

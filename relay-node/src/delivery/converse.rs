@@ -143,12 +143,16 @@ impl Connection {
                 return Ending::LeaseOver;
             }
             stuffer.stuff(&piece, &mut out);
+            if octets >= lease.size {
+                // The last piece leaves together with the final dot.
+                break;
+            }
             if let Err(why) = self.driver.write(&out, options.block_timeout.0).await {
                 return Ending::Lost(why);
             }
             out.clear();
         }
-        if octets != lease.size {
+        if octets != lease.size || !ended(&mut body, options.block_timeout.0).await {
             return unavailable("the stream ended early or late");
         }
         if !ends.complete() {
@@ -226,6 +230,11 @@ async fn fetch<C: ControlPlane>(lease: &Lease, control: &C) -> Result<Body, supe
         .fetch_body(lease.key, lease.size, context)
         .instrument(span)
         .await
+}
+
+/// Whether nothing more comes.
+async fn ended(body: &mut Body, within: Duration) -> bool {
+    matches!(timeout(within, body.next()).await, Ok(None))
 }
 
 fn malformed(lease: &Lease) -> Ending {

@@ -1,7 +1,7 @@
 //! The queue's client as the control plane of delivery.
 use super::{Body, BodyError, ControlPlane, LeaseKey, Renewal, Report};
-use crate::budget::BodyBudget;
-use futures_util::{StreamExt, TryStreamExt};
+use crate::{budget::BodyBudget, kept::KeptBodies};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use sealane_client::DeliverClient;
 use sealane_types::TraceContext;
 use sealane_wire::v1;
@@ -18,12 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct QueueControl {
     client: DeliverClient,
     budget: BodyBudget,
+    kept: KeptBodies,
 }
 
 impl QueueControl {
-    /// Over this client; bodies pay from `budget`.
-    pub(crate) fn new(client: DeliverClient, budget: BodyBudget) -> Self {
-        Self { client, budget }
+    /// Over this client; bodies that are not among `kept` pay from `budget`.
+    pub(crate) fn new(client: DeliverClient, budget: BodyBudget, kept: KeptBodies) -> Self {
+        Self {
+            client,
+            budget,
+            kept,
+        }
     }
     /// The client itself.
     pub(crate) fn client(&self) -> &DeliverClient {
@@ -38,6 +43,9 @@ impl ControlPlane for QueueControl {
         size: u64,
         trace: TraceContext,
     ) -> Result<Body, BodyError> {
+        if let Some(body) = self.kept.get(key.id) {
+            return Ok(stream::once(std::future::ready(Ok(body))).boxed());
+        }
         let needed = usize::try_from(size.min(IN_FLIGHT)).unwrap_or(usize::MAX);
         let paid = self.budget.pay(needed, PATIENCE).await;
         let paid = paid.ok_or_else(|| BodyError("no memory: see bodyBudget".into()))?;
@@ -62,6 +70,7 @@ impl ControlPlane for QueueControl {
         }
     }
     async fn report(&self, report: Report) {
+        self.kept.forget(report.key.id);
         self.client.report(report.into());
     }
     async fn give_back(&self, key: LeaseKey) {

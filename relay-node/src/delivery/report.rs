@@ -107,6 +107,9 @@ impl From<Report> for v1::Report {
             id: r.key.id.as_bytes().to_vec().into(),
             epoch: r.key.epoch,
             recipients: r.recipients.into_iter().map(Into::into).collect(),
+            // Of the lease: the client knows them.
+            destination: String::new(),
+            trace: None,
         }
     }
 }

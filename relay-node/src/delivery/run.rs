@@ -1,6 +1,6 @@
 //! The task that takes leases and keeps attempts going.
 use super::{Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, QueueControl};
-use crate::{budget::BodyBudget, resolve::Resolver, tls::TlsConnector};
+use crate::{budget::BodyBudget, kept::KeptBodies, resolve::Resolver, tls::TlsConnector};
 use sealane_client::{DeliverClient, LeasedWork};
 use sealane_policy::PolicySnapshot;
 use sealane_wire::v1;
@@ -26,8 +26,10 @@ pub struct DeliveryContext {
     pub resolver: Arc<Resolver>,
     /// Outbound TLS.
     pub tls: TlsConnector,
-    /// Octets of bodies in memory at once.
+    /// Octets of bodies fetched from the queue in memory at once.
     pub body_budget: u64,
+    /// Bodies that this node accepted itself.
+    pub(crate) kept: KeptBodies,
     /// Limits and deadlines.
     pub options: DeliveryOptions,
     /// Counters.
@@ -46,7 +48,7 @@ pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
     let budget = BodyBudget::new(context.body_budget, context.metrics.body_bytes().clone());
     let courier = Arc::new(Courier::new(
         context.hostname,
-        QueueControl::new(context.control, budget),
+        QueueControl::new(context.control, budget, context.kept.clone()),
         context.policy,
         context.resolver,
         context.tls,
@@ -63,6 +65,7 @@ pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
             Some(ended) = attempts.join_next() => note(ended),
             Some(ended) = farewells.join_next() => note(ended),
             _ = sweep.tick() => {
+                context.kept.sweep();
                 for connection in courier.idle_over() {
                     let courier = Arc::clone(&courier);
                     farewells.spawn(async move { courier.farewell(connection).await });

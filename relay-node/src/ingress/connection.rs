@@ -429,7 +429,7 @@ impl Connection {
         }
         .header();
         let begun = Intake::begin(
-            context.submit.clone(),
+            (context.submit.clone(), context.handover.clone()),
             context.budget.clone(),
             &context.limits,
             telemetry::current_context(&t.span),

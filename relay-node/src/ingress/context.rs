@@ -1,5 +1,5 @@
 //! What all connections share.
-use super::{authenticator::Authenticator, tls::server_tls};
+use super::{authenticator::Authenticator, handover::Handover, tls::server_tls};
 use crate::{
     budget::BodyBudget,
     config::{RelayNodeConfig, SessionLimits},
@@ -22,6 +22,7 @@ pub struct IngressContext {
     pub(super) tls: Acceptor,
     pub(super) submit: SubmitClient,
     pub(super) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    pub(super) handover: Handover,
     pub(super) authenticator: Authenticator,
     pub(super) budget: BodyBudget,
     pub(super) max_connections: usize,
@@ -45,6 +46,7 @@ impl IngressContext {
         config: &RelayNodeConfig,
         submit: SubmitClient,
         policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+        handover: Handover,
         metrics: IngressMetrics,
     ) -> anyhow::Result<Self> {
         let tls = server_tls(&config.certificate)?;
@@ -56,6 +58,7 @@ impl IngressContext {
             tls: Acceptor(TlsAcceptor::from(tls)),
             submit,
             policy,
+            handover,
             authenticator: Authenticator::new()?,
             budget: BodyBudget::new(config.body_budget.0 / 2, metrics.body_bytes().clone()),
             max_connections: config.connections,

@@ -5,7 +5,7 @@
 //! 3 MiB at most. Memory is paid for from the budget before the peer is read. Who cannot get more
 //! within a moment sends off what it has as a shorter piece, so that connections which all hold half
 //! a piece never wait for each other.
-use super::{header_scan::HeaderScan, received::Header};
+use super::{handover::Handover, header_scan::HeaderScan, received::Header};
 use crate::{
     budget::{BodyBudget, Paid},
     config::SessionLimits,
@@ -52,6 +52,7 @@ pub(super) struct Ended {
 #[derive(Debug)]
 pub(super) struct Intake {
     submit: SubmitClient,
+    handover: Handover,
     budget: BodyBudget,
     budget_timeout: Duration,
     enqueue_timeout: Duration,
@@ -101,7 +102,7 @@ fn no_queue() -> Failed {
 impl Intake {
     /// `header` is our trace header for `id`. Waits for the first piece of memory.
     pub(super) async fn begin(
-        submit: SubmitClient,
+        (submit, handover): (SubmitClient, Handover),
         budget: BodyBudget,
         limits: &SessionLimits,
         trace: TraceContext,
@@ -116,6 +117,7 @@ impl Intake {
         buffer.extend_from_slice(header.text.as_bytes());
         Ok(Self {
             submit,
+            handover,
             budget,
             budget_timeout: limits.budget_timeout.0,
             enqueue_timeout: limits.enqueue_timeout.0,
@@ -306,6 +308,7 @@ impl Intake {
             size: self.size,
             sha256: [0; 32],
             content: Content::Uploaded { chunks: 0 },
+            lease: false,
         };
         if self.upload.is_some() {
             self.send_piece(deadline).await?;
@@ -322,6 +325,7 @@ impl Intake {
         }
         let mut body = std::mem::take(&mut self.buffer).freeze();
         let _paid = self.paid.take();
+        submission.lease = self.handover.wanted(&submission.envelope);
         let mut pause = Duration::from_millis(20);
         loop {
             submission.id = self.id;
@@ -334,7 +338,12 @@ impl Intake {
                     }
                     body = rename(&body, self.id_at, self.id);
                 }
-                settled => return self.outcome(settled),
+                settled => {
+                    if let Ok(durable) = &settled {
+                        self.handover.accepted(&submission, durable, body);
+                    }
+                    return self.outcome(settled);
+                }
             }
         }
     }

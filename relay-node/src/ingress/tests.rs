@@ -1,11 +1,12 @@
 //! Whole sessions over sockets, with a queue that is only said to be durable.
-use super::{IngressContext, run};
+use super::{Handover, IngressContext, run};
 use crate::{
     config::{Listeners, PublicCertificate, RelayNodeConfig, SessionLimits},
+    kept::KeptBodies,
     metrics::IngressMetrics,
 };
 use prometheus_client::registry::Registry;
-use sealane_client::{Members, SubmitClient};
+use sealane_client::{DeliverClient, Members, SubmitClient};
 use sealane_policy::{PolicySnapshot, hash_password};
 use sealane_smtp::server::Listener;
 use sealane_wire::v1::{
@@ -226,17 +227,18 @@ impl Relay {
             Ok(tonic::transport::Endpoint::from_shared(format!("http://{a}"))?.connect_lazy())
         };
         let members = Members::new(vec![queue_address], Arc::new(dial));
-        let submit = SubmitClient::start(
-            "relay-1",
-            members,
-            &TaskTracker::new(),
-            CancellationToken::new(),
-        );
+        let (tasks, never) = (TaskTracker::new(), CancellationToken::new());
+        let submit = SubmitClient::start("relay-1", members.clone(), &tasks, never.clone());
+        let handover = Handover {
+            deliver: DeliverClient::start("relay-1", members, submit.clone(), 1, &tasks, never),
+            kept: KeptBodies::new(1 << 20),
+        };
         submit.led_shard(Instant::now() + PATIENCE).await.unwrap();
         let (tx, policy) = watch::channel(Some(Arc::new(policy())));
         std::mem::forget(tx);
         let metrics = IngressMetrics::register(&mut Registry::default());
-        let context = Arc::new(IngressContext::new(&config, submit, policy, metrics).unwrap());
+        let context =
+            Arc::new(IngressContext::new(&config, submit, policy, handover, metrics).unwrap());
         let mx = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let submissions = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (mx_address, submissions_address) =

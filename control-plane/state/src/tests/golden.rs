@@ -62,6 +62,7 @@ fn records_are_encoded_as_ever() {
         expires_at_ms: 10,
         open_recipients: 1,
         log_index: 300,
+        hold: "h".into(),
     };
     check(&record, MESSAGE);
     let record = v1::RecipientRecord {
@@ -73,6 +74,7 @@ fn records_are_encoded_as_ever() {
         holder: "n".into(),
         last_reply: Some(reply()),
         last_tls: Some(tls),
+        lost_holders: 2,
     };
     check(&record, RECIPIENT);
     check(
@@ -135,8 +137,8 @@ fn keys_are_made_as_ever() {
     assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
 }
 
-const MESSAGE: &str = "0a1b0a03614062120f0a0363406412087266633832323b65180222017612240a026d781203703a311a016822090a07544c5376312e332a0173320172380742016e48081a070a023030120178220508ac02100528053204abababab3809400a480150ac02";
-const RECIPIENT: &str = "08021002180320ac02280532016e3a1508c3031205342e322e301a056c6174657222026d7842090a07544c5376312e33";
+const MESSAGE: &str = "0a1b0a03614062120f0a0363406412087266633832323b65180222017612240a026d781203703a311a016822090a07544c5376312e332a0173320172380742016e48081a070a023030120178220508ac02100528053204abababab3809400a480150ac025a0168";
+const RECIPIENT: &str = "08021002180320ac02280532016e3a1508c3031205342e322e301a056c6174657222026d7842090a07544c5376312e334802";
 const DEDUPE: &str = "0803100218ac02";
 const UPLOAD: &str = "0a0508ac0210051002";
 const CLOCK: &str = "08011002180320042a016b";

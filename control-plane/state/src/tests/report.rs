@@ -56,8 +56,23 @@ fn epoch_zero_can_only_expire() {
             "{outcome:?}"
         );
     }
+    assert_eq!(
+        log.commit(expired(1, &[0], Some(9)), 7),
+        counted(0),
+        "its time is not up, whatever the leader's clock says"
+    );
+    time_is_up(&mut log, 1);
     assert_eq!(log.commit(expired(1, &[0], Some(9)), 7), counted(1));
     assert!(log.message(1).is_none() && log.message(9).is_some());
+}
+
+fn time_is_up(log: &mut Log, n: u8) {
+    let ids = vec![raw(n)];
+    let op = Op::Expire(v1::ExpireOp {
+        ids,
+        actor: "a".into(),
+    });
+    log.commit(op, 0);
 }
 
 #[test]
@@ -65,6 +80,7 @@ fn a_leased_recipient_does_not_expire_and_no_report_names_it() {
     let mut log = Log::default();
     log.commit(enqueue(1, 2, 5, 0), 5);
     leased(&mut log, 1, vec![1]);
+    time_is_up(&mut log, 1);
     assert_eq!(log.commit(expired(1, &[0, 1], Some(9)), 7), counted(0));
     assert!(log.message(9).is_none());
     assert_eq!(log.commit(expired(1, &[0], Some(9)), 7), counted(1));

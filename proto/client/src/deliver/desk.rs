@@ -21,6 +21,8 @@ use tonic::transport::Channel;
 const SILENCE: Duration = Duration::from_secs(3);
 /// How often the table is looked through.
 const TICK: Duration = Duration::from_millis(250);
+/// Credits that are worth a frame of their own.
+const BUNCH: u32 = 16;
 /// A report is still worth sending for this long after its lease ran out: the leader may not have
 /// taken the lease back yet.
 const GRACE: Duration = Duration::from_secs(30);
@@ -54,6 +56,8 @@ struct Held {
     from: NodeId,
     generation: u64,
     until: Instant,
+    destination: String,
+    trace: Option<v1::TraceContext>,
     /// Recipients that were not reported yet.
     open: BTreeSet<u32>,
     /// Reported, not sent yet: one report at a time is on its way, since acknowledgements name the lease only.
@@ -124,6 +128,7 @@ impl Desk {
     pub(super) fn grant(&self, node: NodeId, generation: u64, leases: u32) {
         let mut t = self.lock();
         t.credit(node, generation, leases);
+        t.send_credit(node);
     }
 
     /// False for a lease that we hold already.
@@ -142,6 +147,8 @@ impl Desk {
             from,
             generation,
             until: received + Duration::from_millis(lease.lease_ms),
+            destination: lease.destination.clone(),
+            trace: lease.trace.clone().filter(|t| !t.traceparent.is_empty()),
             open: lease.recipients.iter().map(|r| r.recipient).collect(),
             queued: Vec::new(),
             sent: None,
@@ -152,6 +159,16 @@ impl Desk {
         }
         t.held.insert((id, lease.epoch), held);
         true
+    }
+
+    /// The same for a lease that came over no stream: the credit it took is that of the stream to `node`.
+    pub(super) fn granted(&self, lease: &v1::Lease, node: NodeId, since: Instant) -> bool {
+        let generation = self.lock().links.get(&node).map_or(0, |l| l.generation);
+        self.leased(lease, node, generation, since)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.lock().paused
     }
 
     pub(super) fn report(&self, report: v1::Report) {
@@ -375,6 +392,8 @@ impl Tables {
             id: Bytes::copy_from_slice(key.0.as_bytes()),
             epoch: key.1,
             recipients,
+            destination: held.destination.clone(),
+            trace: held.trace.clone(),
         };
         self.send(over.0, Frame::Report(report));
     }
@@ -394,7 +413,11 @@ impl Tables {
             .filter(|l| l.generation == generation)
         {
             link.credit += leases;
-            self.send_credit(node);
+            // A frame per lease would be as many frames again as there are outcomes: they go in
+            // bunches, what is left with the next look through.
+            if link.credit >= BUNCH {
+                self.send_credit(node);
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{
     leaders::{Link, View},
 };
 use bytes::Bytes;
-use sealane_types::{MessageId, TraceContext};
+use sealane_types::{MessageId, NodeId, TraceContext};
 use sealane_wire::v1::{self, submit_outcome::Kind, submit_request::Frame};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -43,6 +43,8 @@ pub struct Submission {
     pub sha256: [u8; 32],
     /// The body.
     pub content: Content,
+    /// This relay would deliver it at once.
+    pub lease: bool,
 }
 
 /// Where the body is.
@@ -60,13 +62,33 @@ pub enum Content {
 /// The shard's state machine has the message, fsynced on a majority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub struct Durable(MessageId);
+pub struct Durable {
+    id: MessageId,
+    grant: Option<Grant>,
+}
 
 impl Durable {
     /// Which message.
     pub fn id(&self) -> MessageId {
-        self.0
+        self.id
     }
+    /// The lease that came with it, if one was asked for and granted.
+    pub fn grant(&self) -> Option<Grant> {
+        self.grant
+    }
+}
+
+/// All recipients are leased to this relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// Fences off earlier holders.
+    pub epoch: u64,
+    /// From `since`.
+    pub length: Duration,
+    /// Before the lease was made.
+    pub since: Instant,
+    /// Who gave it.
+    pub node: NodeId,
 }
 
 /// Why there is no durable message, or none that we know of.
@@ -103,6 +125,7 @@ pub(super) async fn submit(
         registration: desk.answers.register(id, 0),
         unsettled: 0,
         owed: Vec::new(),
+        since: Instant::now(),
         backoff: Backoff::resend(),
     };
     let abort_at = deadline.checked_sub(ABORT_WINDOW).unwrap_or(deadline);
@@ -122,12 +145,14 @@ struct Settlement<'a> {
     unsettled: u32,
     /// Streams (by generation) that still owe answers to Enqueues, and how many.
     owed: Vec<(u64, u32)>,
+    /// Before the first frame.
+    since: Instant,
     backoff: Backoff,
 }
 
 /// What ended a wait.
 enum Wake {
-    Answer(Kind, String),
+    Answer(Kind, v1::SubmitOutcome),
     /// The stream is gone, or another node leads now.
     Elsewhere,
     Deadline,
@@ -163,16 +188,18 @@ impl Settlement<'_> {
             self.unsettled += 1;
             self.owe(link.generation);
             match self.answer(&link, until, false).await {
-                Wake::Answer(Kind::Durable, _) => return Some(Ok(Durable(self.id))),
+                Wake::Answer(Kind::Durable, outcome) => {
+                    return Some(Ok(self.durable(link.node, &outcome)));
+                }
                 Wake::Answer(Kind::Aborted, _) => {
                     return Some(Err(SubmitError::Transient("aborted".into())));
                 }
-                Wake::Answer(Kind::Rejected, detail) => {
-                    return Some(Err(SubmitError::Rejected(detail)));
+                Wake::Answer(Kind::Rejected, outcome) => {
+                    return Some(Err(SubmitError::Rejected(outcome.detail)));
                 }
                 Wake::Answer(
                     kind @ (Kind::NotLeader | Kind::Unavailable | Kind::StorageFull),
-                    detail,
+                    v1::SubmitOutcome { detail, .. },
                 ) => {
                     self.unsettled -= 1;
                     if self.unsettled == 0 && kind == Kind::StorageFull {
@@ -240,11 +267,25 @@ impl Settlement<'_> {
                 }
             }
             if durable {
-                return Ok(Durable(self.id));
+                // What lease there may be was given to somebody who wanted the message withdrawn.
+                return Ok(Durable {
+                    id: self.id,
+                    grant: None,
+                });
             }
             self.pause(deadline).await;
         }
         Err(SubmitError::Unknown)
+    }
+
+    fn durable(&self, node: NodeId, outcome: &v1::SubmitOutcome) -> Durable {
+        let grant = (outcome.lease_epoch > 0).then(|| Grant {
+            epoch: outcome.lease_epoch,
+            length: Duration::from_millis(outcome.lease_ms),
+            since: self.since,
+            node,
+        });
+        Durable { id: self.id, grant }
     }
 
     fn leader(&mut self) -> Option<Link> {
@@ -273,7 +314,7 @@ impl Settlement<'_> {
                     }
                     let final_word = kind == Kind::Aborted || (kind == Kind::Durable && enqueue_owed && !aborting);
                     if a.generation == link.generation || final_word {
-                        return Wake::Answer(kind, a.outcome.detail);
+                        return Wake::Answer(kind, a.outcome);
                     }
                 }
                 () = link.broken.cancelled() => {
@@ -335,5 +376,6 @@ fn enqueue_frame(s: Submission) -> Frame {
         sha256: Bytes::copy_from_slice(&s.sha256),
         body,
         chunks,
+        lease: s.lease,
     })
 }

@@ -1,0 +1,186 @@
+//! One lease batch on its way through the log to a relay.
+use super::{Dispatch, index::Batch};
+use crate::raft::{Group, now_ms};
+use bytes::Bytes;
+use sealane_scheduler::WorkItem;
+use sealane_state::queries::{self, StoredMessage};
+use sealane_types::MessageId;
+use sealane_wire::v1::{
+    self, command::Op, command_reply::Result as Answer, recipient_record::State,
+};
+
+pub(super) struct Grant {
+    pub(super) dispatch: Dispatch,
+    pub(super) group: Group,
+    pub(super) batch: Batch,
+}
+
+/// A message as it was read for its lease.
+struct Offer {
+    item: WorkItem,
+    message: StoredMessage,
+    recipients: Vec<u32>,
+}
+
+impl Grant {
+    pub(super) async fn run(self) {
+        let relay = self.batch.relay.clone();
+        let offered = self.batch.items.len();
+        let ids: Vec<MessageId> = self.batch.items.iter().map(|i| i.id).collect();
+        let (dispatch, group) = (self.dispatch.clone(), self.group.id());
+        let granted = self.propose().await;
+        let left: Vec<MessageId> = ids.into_iter().filter(|id| !granted.contains(id)).collect();
+        let unused = u32::try_from(offered.saturating_sub(granted.len())).unwrap_or(0);
+        dispatch.settled(group, left, &relay, unused);
+    }
+
+    /// Due recipients of the items.
+    fn offers(&self, now: u64) -> Vec<Offer> {
+        let reader = self.group.store().reader();
+        let mut out = Vec::with_capacity(self.batch.items.len());
+        for item in &self.batch.items {
+            let message = match queries::message(&reader, item.id) {
+                Ok(Some(m)) => m,
+                Ok(None) => continue,
+                Err(e) => {
+                    tracing::error!(message = %item.id, error = %e, "message unreadable");
+                    continue;
+                }
+            };
+            let envelope = message.record.envelope.as_ref();
+            let given = envelope.map_or(&[][..], |e| &e.recipients);
+            let recipients: Vec<u32> = given
+                .iter()
+                .zip(&message.recipients)
+                .zip(0u32..)
+                .filter(|((g, r), _)| {
+                    let domain = g.mailbox.rsplit_once('@').map_or("", |(_, d)| d);
+                    r.state() == State::Waiting
+                        && r.due_ms <= now
+                        && domain.eq_ignore_ascii_case(&item.destination)
+                })
+                .map(|(_, n)| n)
+                .collect();
+            if !recipients.is_empty() {
+                out.push(Offer {
+                    item: item.clone(),
+                    message,
+                    recipients,
+                });
+            }
+        }
+        out
+    }
+
+    /// The messages whose leases reached the relay.
+    async fn propose(self) -> Vec<MessageId> {
+        let lease = self.dispatch.0.lease;
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        let now = now_ms();
+        let until_ms = now.saturating_add(lease_ms);
+        let offers = self.offers(now);
+        if offers.is_empty() {
+            return Vec::new();
+        }
+        let op = Op::Lease(v1::LeaseOp {
+            holder: self.batch.relay.clone(),
+            until_ms,
+            items: offers
+                .iter()
+                .map(|o| v1::LeaseItem {
+                    id: Bytes::copy_from_slice(o.item.id.as_bytes()),
+                    recipients: o.recipients.clone(),
+                })
+                .collect(),
+        });
+        // The relay counts from receipt, which is later than this: its deadline must not be.
+        let started = tokio::time::Instant::now();
+        let leased = match self.group.propose(op, Bytes::new()).await {
+            Ok(c) => match c.reply.result {
+                Some(Answer::Leased(l)) => l,
+                _ => return Vec::new(),
+            },
+            Err(e) => {
+                tracing::debug!(shard = %self.group.id(), error = %e, "leases not granted");
+                return Vec::new();
+            }
+        };
+        let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let granted: Vec<(Offer, Vec<u32>)> = offers
+            .into_iter()
+            .filter_map(|o| {
+                let raw = o.item.id.as_bytes();
+                let g = leased.granted.iter().find(|g| g.id.as_ref() == raw)?;
+                let recipients = g.recipients.clone();
+                Some((o, recipients))
+            })
+            .collect();
+        let items: Vec<WorkItem> = granted.iter().map(|(o, _)| o.item.clone()).collect();
+        // Only what was offered whole is known whole; the rest is read again.
+        self.dispatch
+            .index()
+            .granted(self.group.id(), &items, leased.epoch, until_ms);
+        self.dispatch.0.metrics.leased(granted.len() as u64);
+        let left = lease_ms.saturating_sub(spent);
+        let mut reached = Vec::with_capacity(granted.len());
+        let mut unsent = Vec::new();
+        for (offer, recipients) in granted {
+            let id = offer.item.id;
+            let event = v1::DeliverEvent {
+                frame: Some(v1::deliver_event::Frame::Lease(event(
+                    offer,
+                    recipients,
+                    leased.epoch,
+                    left,
+                ))),
+            };
+            match self.batch.events.send(Ok(event)).await {
+                Ok(()) => reached.push(id),
+                Err(_) => unsent.push(v1::LeaseRef {
+                    id: Bytes::copy_from_slice(id.as_bytes()),
+                    epoch: leased.epoch,
+                }),
+            }
+        }
+        if !unsent.is_empty() {
+            // The stream closed before the relay was told: nobody holds these.
+            let op = Op::Release(v1::ReleaseOp {
+                leases: unsent,
+                expired: false,
+            });
+            let _ = self.group.propose(op, Bytes::new()).await;
+        }
+        reached
+    }
+}
+
+fn event(offer: Offer, recipients: Vec<u32>, epoch: u64, lease_ms: u64) -> v1::Lease {
+    let m = offer.message;
+    let envelope = m.record.envelope.unwrap_or_default();
+    let recipients = recipients
+        .into_iter()
+        .filter_map(|n| {
+            let i = usize::try_from(n).ok()?;
+            let (e, r) = (envelope.recipients.get(i)?, m.recipients.get(i)?);
+            Some(v1::LeasedRecipient {
+                recipient: n,
+                mailbox: e.mailbox.clone(),
+                attempts: r.attempts,
+                orcpt: e.orcpt.clone(),
+            })
+        })
+        .collect();
+    v1::Lease {
+        id: Bytes::copy_from_slice(m.id.as_bytes()),
+        epoch,
+        lease_ms,
+        destination: offer.item.destination,
+        reverse_path: envelope.reverse_path,
+        body_type: envelope.body_type,
+        envid: envelope.envid,
+        recipients,
+        size: m.record.size,
+        trace: m.record.trace,
+        accepted_at_ms: m.record.enqueued_at_ms,
+    }
+}
