@@ -17,6 +17,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/sealane.v1.Admin/ListQueue", &[Admin, Viewer]),
     ("/sealane.v1.Admin/ShowMessage", &[Admin, Viewer]),
     ("/sealane.v1.Admin/ChangeMessages", &[Admin]),
+    ("/sealane.v1.Admin/ChangeNode", &[Admin, Operator]),
     ("/sealane.v1.Cluster/Join", &[Control]),
     ("/sealane.v1.Cluster/Identify", &[Control]),
     ("/sealane.v1.Cluster/Forward", &[Control]),

@@ -3,3 +3,5 @@ pub(crate) mod compaction;
 pub(crate) mod dispatch;
 pub(crate) mod leadership;
 pub(crate) mod membership;
+pub(crate) mod report;
+pub(crate) mod standing;

@@ -152,7 +152,7 @@ async fn ask(
 ) -> anyhow::Result<Answer> {
     let channel = grpc::channel(address, tls).context("address")?;
     let mut client = ClusterClient::new(channel);
-    let who = within(client.identify(v1::IdentifyRequest {})).await?;
+    let who = within(client.identify(v1::IdentifyRequest::default())).await?;
     if !who.member {
         return Ok(Answer::NoMember(who.incarnation));
     }

@@ -5,7 +5,7 @@ use crate::{
         compaction,
         dispatch::Dispatch,
         leadership::{self, LeaderClaims},
-        membership,
+        membership, report, standing,
     },
     bootstrap,
     config::ControlPlaneConfig,
@@ -29,7 +29,7 @@ use sealane_store::{Options, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1::{
     self, admin_server::AdminServer, cluster_server::ClusterServer, command::Op,
-    policy_server::PolicyServer, queue_server::QueueServer,
+    node_record::State, policy_server::PolicyServer, queue_server::QueueServer,
 };
 use std::{
     sync::{
@@ -81,6 +81,7 @@ async fn serve(
     let (ready_tx, ready) = watch::channel(false);
     // The HTTP server and the gRPC server outlive `stop`: the node is observed, and hands over, while it drains.
     let last = CancellationToken::new();
+    let end_serving = last.child_token();
     let tasks = TaskTracker::new();
     if let Some(address) = config.metrics_listen {
         let http = TcpListener::bind(address)
@@ -98,6 +99,10 @@ async fn serve(
         m = bootstrap::identity(config, &identity, &store) => m?,
         () = stop.cancelled() => return Ok(()),
     };
+    let node_id = membership.identity.node_id;
+    if standing::removed(config, &identity, &membership.identity).await {
+        return Ok(rest(config, node_id, &stop, last, tasks).await);
+    }
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen: {}", config.listen))?;
@@ -204,7 +209,7 @@ async fn serve(
         routes,
         access::TABLE,
         identity.clone(),
-        last.clone(),
+        end_serving.clone(),
     );
     tasks.spawn(async move {
         if let Err(e) = server.await {
@@ -212,16 +217,25 @@ async fn serve(
         }
     });
 
-    tasks.spawn(leadership::run(groups.clone(), claims, stop.clone()));
-    tasks.spawn(membership::run(groups.clone(), stop.clone()));
+    // Work ends at shutdown, and when this node is no member any more.
+    let work = stop.child_token();
+    tasks.spawn(leadership::run(groups.clone(), claims, work.clone()));
+    tasks.spawn(membership::run(groups.clone(), work.clone()));
+    tasks.spawn(report::run(groups.clone(), proposer.clone(), work.clone()));
+    tasks.spawn(standing::run(
+        config.clone(),
+        identity.clone(),
+        groups.clone(),
+        work.clone(),
+    ));
     tasks.spawn(compaction::run(
         groups.clone(),
         store.clone(),
         config.disk_reserve.0,
         disk_full,
-        stop.clone(),
+        work.clone(),
     ));
-    tasks.spawn(dispatch.run(desk, effects, missed, stop.clone()));
+    tasks.spawn(dispatch.run(desk, effects, missed, work.clone()));
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;
     }
@@ -229,19 +243,43 @@ async fn serve(
         groups.clone(),
         ready_tx,
         health_reporter,
-        stop.clone(),
+        work.clone(),
     ));
 
-    stop.cancelled().await;
-    tracing::info!("shutting down: handing leadership over");
+    tokio::select! {
+        () = stop.cancelled() => tracing::info!("shutting down: handing leadership over"),
+        () = groups.until_removed() => standing::say_removed(config, node_id),
+    }
+    work.cancel();
     closing.store(true, Ordering::Relaxed);
     groups.shutdown(HAND_OVER).await;
+    end_serving.cancel();
+    if !stop.is_cancelled() {
+        tokio::task::block_in_place(|| store.shutdown());
+        // Not ready, but observable: whoever runs this process decides when it ends.
+        stop.cancelled().await;
+    }
     last.cancel();
     tasks.close();
     // Peers and relays hold their streams open for ever: they are cut after a moment.
     let _ = tokio::time::timeout(CUT, tasks.wait()).await;
     tokio::task::block_in_place(|| store.shutdown());
     Ok(())
+}
+
+/// A node that was removed while it was away starts nothing: it says so, and waits to be stopped.
+async fn rest(
+    config: &ControlPlaneConfig,
+    node_id: u64,
+    stop: &CancellationToken,
+    last: CancellationToken,
+    tasks: TaskTracker,
+) {
+    standing::say_removed(config, node_id);
+    stop.cancelled().await;
+    last.cancel();
+    tasks.close();
+    let _ = tokio::time::timeout(CUT, tasks.wait()).await;
 }
 
 /// Makes this node the first member and records the cluster. Both are idempotent: a founder that died half-way resumes.
@@ -267,8 +305,8 @@ async fn found(
             id: identity.node_id,
             name: config.name.clone(),
             address: config.advertised(),
-            incarnation: Default::default(),
             joined_at_ms: crate::raft::now_ms(),
+            ..Default::default()
         }),
     });
     proposer
@@ -278,7 +316,30 @@ async fn found(
     Ok(())
 }
 
-/// Ready: this node is a voter of the metadata group, knows its leader, and every shard has a leader it can follow or is.
+/// Ready: the metadata group has a leader and counts this node, and so does every group that is placed
+/// here, with all its replicas. A group on its way to this node is ready as long as it is whole where it is.
+fn is_ready(groups: &Groups) -> bool {
+    let (me, registry) = (groups.node_id(), groups.registry());
+    let full = |voters: usize| voters >= usize::try_from(groups.replicas()).unwrap_or(usize::MAX);
+    if groups.removed() || registry.state(me) == State::Unspecified {
+        return false;
+    }
+    groups.iter().all(|g| {
+        let v = g.view();
+        let meta = g.id() == GroupId::META;
+        let member = v.voters.contains(&me) || v.learners.contains(&me);
+        if member && (meta || v.voters.contains(&me)) && !registry.left_out(g.id(), me) {
+            return v.leader.is_some()
+                && full(v.voters.len())
+                && (v.leader != Some(me) || g.leading().is_some());
+        }
+        let placed = registry.placement.get(&g.id());
+        let placed = placed.is_some_and(|p| p.contains(&me));
+        let elsewhere = registry.reports.get(&g.id());
+        !meta && (!placed || elsewhere.is_some_and(|r| full(r.voters.len())))
+    })
+}
+
 async fn readiness(
     groups: Arc<Groups>,
     ready: watch::Sender<bool>,
@@ -286,13 +347,7 @@ async fn readiness(
     stop: CancellationToken,
 ) {
     loop {
-        let now = groups.iter().all(|g| {
-            let v = g.view();
-            v.leader.is_some()
-                && v.voters.contains(&groups.node_id())
-                && v.voters.len() >= usize::try_from(groups.replicas()).unwrap_or(usize::MAX)
-                && (v.leader != Some(groups.node_id()) || g.leading().is_some())
-        });
+        let now = is_ready(&groups);
         if ready.send_if_modified(|r| std::mem::replace(r, now) != now) {
             tracing::info!(ready = now, "readiness changed");
             let status = if now {

@@ -32,6 +32,8 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Builder {
     control_planes: usize,
+    /// How many of them are there from the start.
+    founders: Option<usize>,
     relays: usize,
     settings: Settings,
     delays: String,
@@ -55,6 +57,14 @@ impl Builder {
     #[must_use]
     pub fn control_planes(mut self, count: usize) -> Self {
         self.control_planes = count;
+        self
+    }
+
+    /// Only so many control-plane nodes are started, and known to the relay nodes; [`Cluster::start`] starts
+    /// the others later.
+    #[must_use]
+    pub fn founders(mut self, count: usize) -> Self {
+        self.founders = Some(count);
         self
     }
 
@@ -120,6 +130,7 @@ impl Builder {
             root: root.to_owned(),
             binaries: tools::folder()?,
             cluster: self.cluster.clone(),
+            founders: self.founders.unwrap_or(self.control_planes),
             control_planes,
             relays,
             settings: self.settings.clone(),
@@ -177,6 +188,7 @@ impl Cluster {
     pub fn builder() -> Builder {
         Builder {
             control_planes: 3,
+            founders: None,
             relays: 2,
             settings: Settings::default(),
             delays: "[1s, 1s, 2s, 5s]".to_owned(),
@@ -186,8 +198,11 @@ impl Cluster {
     }
 
     async fn come_up(&mut self, builder: &Builder) -> Result<()> {
+        let later: Vec<String> = self.layout.later().map(|node| node.name.clone()).collect();
         for name in self.layout.names() {
-            self.spawn(&name)?;
+            if !later.contains(&name) {
+                self.spawn(&name)?;
+            }
         }
         self.control_plane_ready(START).await?;
         let next_hop = builder.next_hop.unwrap_or(self.sink.address());

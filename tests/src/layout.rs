@@ -49,6 +49,8 @@ pub struct Layout {
     /// Name of the cluster in its certificates.
     pub cluster: String,
     pub control_planes: Vec<ControlPlane>,
+    /// So many of them are there from the start; relay nodes learn of the others from the cluster.
+    pub founders: usize,
     pub relays: Vec<Relay>,
     pub settings: Settings,
 }
@@ -88,6 +90,11 @@ impl Layout {
     #[must_use]
     pub fn control_addresses(&self) -> String {
         joined(self.control_planes.iter().map(|node| node.listen))
+    }
+
+    /// Control-plane nodes that join later.
+    pub fn later(&self) -> impl Iterator<Item = &ControlPlane> {
+        self.control_planes.iter().skip(self.founders)
     }
 
     #[must_use]
@@ -257,6 +264,7 @@ impl Layout {
         let control: Vec<String> = self
             .control_planes
             .iter()
+            .take(self.founders)
             .map(|node| format!("\"{}\"", node.listen))
             .collect();
         format!(

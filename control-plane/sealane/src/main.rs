@@ -2,12 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod connect;
+mod node;
 mod pki;
 mod policy;
 mod show;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sealane_wire::v1::change_messages_request::Action;
+use sealane_wire::v1::{change_messages_request::Action, change_node_request::Action as Change};
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 /// Administers a Sealane cluster.
@@ -79,8 +80,39 @@ enum ClusterCommand {
 
 #[derive(Subcommand, Debug)]
 enum NodeCommand {
-    /// Every node, its role and state.
+    /// Every node, its state, the queue shards with a replica on it and led by it (as they are / as they are to be).
     List,
+    /// Place replicas on a spare: they move there one at a time, and leaders with them.
+    Add {
+        /// As in `node list`.
+        node: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Move a node's replicas to the others, then remove it for good. It works on until it is removed.
+    Remove {
+        /// As in `node list`; where a name was used twice, the id.
+        node: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give the places of a node whose volume is lost to another node. The old id is never valid again.
+    Replace {
+        /// The lost one, as in `node list`; where a name was used twice, the id.
+        node: String,
+        /// The spare that takes its places. Without it: the oldest spare, or the next node that joins.
+        #[arg(long)]
+        with: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Args, Debug, Clone, Copy)]
+struct Wait {
+    /// Return once the change is decided; the replicas move meanwhile. Without it: wait until they have.
+    #[arg(long)]
+    no_wait: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -160,7 +192,33 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(ClusterCommand::Status) => {
             show::cluster_status(&cli.connection, output).await
         }
-        Command::Node(NodeCommand::List) => show::node_list(&cli.connection, output).await,
+        Command::Node(NodeCommand::List) => node::list(&cli.connection, output).await,
+        Command::Node(NodeCommand::Add { node, wait }) => {
+            node::change(
+                &cli.connection,
+                output,
+                Change::Add,
+                node,
+                String::new(),
+                wait,
+            )
+            .await
+        }
+        Command::Node(NodeCommand::Remove { node, wait }) => {
+            node::change(
+                &cli.connection,
+                output,
+                Change::Remove,
+                node,
+                String::new(),
+                wait,
+            )
+            .await
+        }
+        Command::Node(NodeCommand::Replace { node, with, wait }) => {
+            let with = with.unwrap_or_default();
+            node::change(&cli.connection, output, Change::Replace, node, with, wait).await
+        }
         Command::Queue(QueueCommand::List { destination, limit }) => {
             show::queue_list(&cli.connection, output, destination, limit).await
         }

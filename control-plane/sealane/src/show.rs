@@ -1,17 +1,20 @@
-//! `cluster status`, `node list`, `queue list`, `queue show`, and what is done to messages.
-use crate::{Connection, Output, connect::cause};
+//! `cluster status`, `queue list`, `queue show`, and what is done to messages.
+use crate::{
+    Connection, Output,
+    connect::{DEADLINE, cause, first_of},
+};
 use comfy_table::{Table, presets::NOTHING};
 use sealane_wire::v1::{self, admin_client::AdminClient, change_messages_request::Action};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut t = Table::new();
     t.load_preset(NOTHING).set_header(header);
     t
 }
 
-fn age(ms: u64) -> String {
+pub(crate) fn age(ms: u64) -> String {
     match ms / 1000 {
         s @ 0..=119 => format!("{s}s"),
         s @ 120..=7199 => format!("{}m", s / 60),
@@ -20,7 +23,7 @@ fn age(ms: u64) -> String {
     }
 }
 
-fn date(ms: u64) -> String {
+pub(crate) fn date(ms: u64) -> String {
     let at = i64::try_from(ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
@@ -31,19 +34,25 @@ fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 
-fn print(output: Output, json: &Value, table: impl FnOnce() -> String) {
+pub(crate) fn print(output: Output, json: &Value, table: impl FnOnce() -> String) {
     match output {
         Output::Table => println!("{}", table()),
         Output::Json => println!("{json}"),
     }
 }
 
+/// Whether a group's voters are those of the placement.
+fn placed(g: &v1::GroupStatus) -> bool {
+    g.voters.len() == g.wanted.len() && g.wanted.iter().all(|n| g.voters.contains(n))
+}
+
 /// Asks every node; a group's leader knows best about it.
 pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> anyhow::Result<()> {
-    let mut groups: BTreeMap<u32, v1::GroupStatus> = BTreeMap::new();
+    // The best word about each group, and whether its leader said it.
+    let mut groups: BTreeMap<u32, (v1::GroupStatus, bool)> = BTreeMap::new();
     let mut head: Option<v1::ClusterStatusReply> = None;
     let mut causes = Vec::new();
-    for (address, channel) in connection.channels()? {
+    for (address, channel) in connection.all_nodes().await? {
         let mut client = AdminClient::new(channel);
         let call = client.cluster_status(v1::ClusterStatusRequest {});
         match tokio::time::timeout(std::time::Duration::from_secs(5), call).await {
@@ -51,11 +60,12 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
                 let r = r.into_inner();
                 for g in &r.groups {
                     let by_leader = g.leader == r.answered_by;
-                    let better = groups
-                        .get(&g.group)
-                        .is_none_or(|old| g.term > old.term || (g.term == old.term && by_leader));
+                    let rank = |g: &v1::GroupStatus, by_leader| (g.term, by_leader, g.held);
+                    let better = groups.get(&g.group).is_none_or(|(old, old_by_leader)| {
+                        rank(g, by_leader) > rank(old, *old_by_leader)
+                    });
                     if better {
-                        groups.insert(g.group, g.clone());
+                        groups.insert(g.group, (g.clone(), by_leader));
                     }
                 }
                 head.get_or_insert(r);
@@ -70,21 +80,23 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
     for c in &causes {
         eprintln!("not reached:{}", c.trim_start_matches(' '));
     }
+    let groups: Vec<v1::GroupStatus> = groups.into_values().map(|(g, _)| g).collect();
     let value = json!({
         "clusterId": head.cluster_id, "clusterName": head.cluster_name, "policyRevision": head.policy_revision,
         "replicas": head.replicas,
-        "groups": groups.values().map(|g| json!({
+        "groups": groups.iter().map(|g| json!({
             "group": g.group, "leader": g.leader, "term": g.term, "lastLogIndex": g.last_log_index,
             "appliedIndex": g.applied_index, "purgedIndex": g.purged_index, "voters": g.voters, "learners": g.learners,
             "waiting": g.waiting, "oldestAgeMs": g.oldest_age_ms, "quorum": g.quorum,
+            "wanted": g.wanted, "placed": placed(g),
         })).collect::<Vec<_>>(),
     });
     print(output, &value, || {
         let mut t = table(&[
-            "GROUP", "LEADER", "TERM", "QUORUM", "VOTERS", "LEARNERS", "LOG", "APPLIED", "WAITING",
-            "OLDEST",
+            "GROUP", "LEADER", "TERM", "QUORUM", "VOTERS", "WANTED", "LEARNERS", "LOG", "APPLIED",
+            "WAITING", "OLDEST",
         ]);
-        for g in groups.values() {
+        for g in &groups {
             let name = if g.group == 0 {
                 "meta".to_owned()
             } else {
@@ -101,6 +113,11 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
                 g.term.to_string(),
                 if g.quorum { "yes".into() } else { "NO".into() },
                 list(&g.voters),
+                if placed(g) {
+                    "as is".into()
+                } else {
+                    list(&g.wanted)
+                },
                 list(&g.learners),
                 g.last_log_index.to_string(),
                 g.applied_index.to_string(),
@@ -120,44 +137,6 @@ pub(crate) async fn cluster_status(connection: &Connection, output: Output) -> a
     Ok(())
 }
 
-pub(crate) async fn node_list(connection: &Connection, output: Output) -> anyhow::Result<()> {
-    let reply = connection
-        .first(|c| async move {
-            AdminClient::new(c)
-                .list_nodes(v1::ListNodesRequest {})
-                .await
-        })
-        .await?;
-    let kind = |n: &v1::NodeInfo| match n.kind() {
-        v1::node_info::Kind::Relay => "relay",
-        _ => "control-plane",
-    };
-    let value = json!({ "nodes": reply.nodes.iter().map(|n| json!({
-        "kind": kind(n), "name": n.name, "id": n.node_id, "address": n.address, "state": n.state, "leads": n.leads,
-        "since": date(n.connected_since_ms),
-    })).collect::<Vec<_>>() });
-    print(output, &value, || {
-        let mut t = table(&["KIND", "NAME", "ID", "ADDRESS", "STATE", "LEADS", "SINCE"]);
-        for n in &reply.nodes {
-            t.add_row([
-                kind(n).to_owned(),
-                n.name.clone(),
-                if n.node_id == 0 {
-                    "-".into()
-                } else {
-                    n.node_id.to_string()
-                },
-                n.address.clone(),
-                n.state.clone(),
-                n.leads.to_string(),
-                date(n.connected_since_ms),
-            ]);
-        }
-        t.to_string()
-    });
-    Ok(())
-}
-
 fn message_json(m: &v1::QueuedMessage) -> Value {
     json!({
         "id": m.id, "reversePath": m.reverse_path, "size": m.size, "acceptedAt": date(m.accepted_at_ms),
@@ -171,23 +150,64 @@ fn message_json(m: &v1::QueuedMessage) -> Value {
     })
 }
 
+/// The queue of all shards: each node is asked for the shards that no node before it held.
+async fn whole_queue(
+    connection: &Connection,
+    destination: String,
+    limit: u32,
+) -> anyhow::Result<v1::ListQueueReply> {
+    let (mut whole, mut causes) = (v1::ListQueueReply::default(), Vec::new());
+    for (address, channel) in connection.all_nodes().await? {
+        let mut client = AdminClient::new(channel);
+        let request = |shards| v1::ListQueueRequest {
+            limit,
+            page_token: String::new(),
+            destination: destination.clone(),
+            shards,
+        };
+        let status = client.cluster_status(v1::ClusterStatusRequest {});
+        let held = match tokio::time::timeout(DEADLINE, status).await {
+            Ok(Ok(status)) => status.into_inner().groups,
+            Ok(Err(s)) => {
+                causes.push(format!("{address}: {}", cause(&s)));
+                continue;
+            }
+            Err(_) => {
+                causes.push(format!("{address}: no answer"));
+                continue;
+            }
+        };
+        let new = held
+            .iter()
+            .filter(|g| g.group != 0 && g.held)
+            .map(|g| g.group);
+        let new: Vec<u32> = new.filter(|g| !whole.shards.contains(g)).collect();
+        if new.is_empty() {
+            continue;
+        }
+        let part = client.list_queue(request(new)).await?.into_inner();
+        whole.messages.extend(part.messages);
+        whole.total_waiting += part.total_waiting;
+        whole.shards.extend(part.shards);
+    }
+    for c in &causes {
+        eprintln!("not reached: {c}");
+    }
+    // Ids begin with their shard and go on with the time of acceptance.
+    whole.messages.sort_by(|a, b| a.id.cmp(&b.id));
+    whole
+        .messages
+        .truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    Ok(whole)
+}
+
 pub(crate) async fn queue_list(
     connection: &Connection,
     output: Output,
     destination: String,
     limit: u32,
 ) -> anyhow::Result<()> {
-    let request = v1::ListQueueRequest {
-        limit,
-        page_token: String::new(),
-        destination,
-    };
-    let reply = connection
-        .first(|c| {
-            let request = request.clone();
-            async move { AdminClient::new(c).list_queue(request).await }
-        })
-        .await?;
+    let reply = whole_queue(connection, destination, limit).await?;
     let value = json!({
         "totalWaiting": reply.total_waiting,
         "messages": reply.messages.iter().map(message_json).collect::<Vec<_>>(),
@@ -237,12 +257,11 @@ pub(crate) async fn queue_show(
     id: String,
 ) -> anyhow::Result<()> {
     let request = v1::ShowMessageRequest { id };
-    let reply = connection
-        .first(|c| {
-            let request = request.clone();
-            async move { AdminClient::new(c).show_message(request).await }
-        })
-        .await?;
+    let reply = first_of(connection.all_nodes().await?, |c| {
+        let request = request.clone();
+        async move { AdminClient::new(c).show_message(request).await }
+    })
+    .await?;
     let entry = reply.entry.clone().unwrap_or_default();
     let tls = entry.tls.clone().unwrap_or_default();
     let value = json!({

@@ -26,7 +26,7 @@ use index::{Index, Relay, RelayInfo};
 use rand::Rng;
 use sealane_policy::PolicySnapshot;
 use sealane_scheduler::{Limit, Outcome};
-use sealane_state::queries;
+use sealane_state::{Effect, queries};
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, command::Op};
 use std::{
@@ -188,6 +188,7 @@ impl Dispatch {
                     tracing::info!("state changed beyond the effect channel: rebuilding the delivery index");
                     self.index().forget_all();
                     self.0.policy.refresh();
+                    self.0.groups.refresh_registry();
                 }
                 _ = looks.tick() => {
                     self.follow_leadership();
@@ -201,6 +202,9 @@ impl Dispatch {
 
     fn effects(&self, batch: EffectBatch) {
         if batch.group == GroupId::META {
+            if batch.effects.contains(&Effect::Nodes) {
+                self.0.groups.refresh_registry();
+            }
             self.0.policy.refresh();
             return;
         }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 /// How often leadership is looked at. Claims are hints: a proposal is refused if they are stale.
 const LOOK: Duration = Duration::from_millis(25);
 /// How often one leadership may be handed over for balance.
-const BALANCE: Duration = Duration::from_secs(3);
+const BALANCE: Duration = Duration::from_secs(1);
 /// A shard that just elected its leader keeps it for this long.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -77,15 +77,15 @@ pub(crate) async fn run(groups: Arc<Groups>, claims: LeaderClaims, stop: Cancell
     claims.update(Vec::new());
 }
 
-/// Hands over at most one group: to its preferred voter, if that one has everything.
+/// Hands over at most one group: to the voter that the placement prefers, if that one has everything.
 async fn balance(groups: &Groups, since: &BTreeMap<GroupId, (u64, tokio::time::Instant)>) {
     for (id, (_, at)) in since {
         let Some(group) = groups.group(*id).filter(|_| at.elapsed() >= SETTLE) else {
             continue;
         };
         let view = group.view();
-        let voters: Vec<u64> = view.voters.iter().copied().collect();
-        let Some(preferred) = preferred(*id, &voters) else {
+        let wanted = groups.registry().preferred(*id);
+        let Some(preferred) = wanted.filter(|n| view.voters.contains(n)) else {
             continue;
         };
         let lag = view
@@ -97,27 +97,5 @@ async fn balance(groups: &Groups, since: &BTreeMap<GroupId, (u64, tokio::time::I
             group.transfer_to(preferred).await;
             return;
         }
-    }
-}
-
-/// The voter that should lead a group when all are well: groups are dealt out in turn.
-fn preferred(group: GroupId, voters: &[u64]) -> Option<u64> {
-    let n = usize::try_from(group.0).ok()?.checked_rem(voters.len())?;
-    voters.get(n).copied()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn groups_are_dealt_out_evenly() {
-        let voters = [1, 14, 27];
-        let mut count = BTreeMap::new();
-        for g in 1..=9 {
-            *count.entry(preferred(GroupId(g), &voters)).or_insert(0) += 1;
-        }
-        assert_eq!(count.values().copied().collect::<Vec<_>>(), [3, 3, 3]);
-        assert_eq!(preferred(GroupId(4), &[]), None);
     }
 }

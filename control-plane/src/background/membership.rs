@@ -1,14 +1,19 @@
-//! Brings every group's voters to what the node registry asks for: one step at a time, by the group's leader.
+//! The rebalancer: brings every group's members to the placement, one step at a time, by the group's leader.
 //!
-//! Reads all, compares, acts; takes no input and keeps no state, so it may die at any step.
-use crate::raft::{Group, GroupView, Groups};
-use sealane_types::GroupId;
-use sealane_wire::v1;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
+//! ```text
+//!  add learner ─► caught up ─► vote, in the place of one that is not wanted ─► (learner that is not wanted) out
+//!                              the leader itself is not wanted: it hands over first
+//! ```
+//!
+//! Reads all, compares, acts; takes no input and keeps no state, so it may die at any step. A node
+//! moves one replica at a time among the groups that it leads, so that a growth does not copy
+//! everything at once. Groups with too few voters do not wait for their turn.
+use crate::{
+    raft::{Group, GroupView, Groups},
+    registry::{Registry, Wanted},
 };
+use sealane_types::GroupId;
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -16,16 +21,33 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A learner that lacks at most this many entries becomes a voter.
 const CAUGHT_UP: u64 = 128;
+/// A change that takes longer (a quorum is gone) is left alone: what it left behind is finished later.
+const CHANGE: Duration = Duration::from_secs(10);
 
 /// One step towards the wanted membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
+    /// A change of voters was begun by somebody who died.
+    Finish,
     AddLearner(u64),
     /// A caught-up learner votes from now on, in the place of a voter that is not wanted, if there is one.
     Promote {
         node: u64,
         instead_of: Option<u64>,
     },
+    /// This leader is not wanted: one that is leads from now on.
+    HandOver(u64),
+    RemoveVoter(u64),
+    RemoveLearner(u64),
+}
+
+/// What a leader has to do about one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Task {
+    Nothing,
+    /// A learner is being brought up to date.
+    Copying,
+    Take(Step),
 }
 
 /// Runs until `stop`.
@@ -36,77 +58,129 @@ pub(crate) async fn run(groups: Arc<Groups>, stop: CancellationToken) {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
-        pause = LOOK;
-        let nodes = match tokio::task::block_in_place(|| {
-            sealane_state::queries::nodes(&groups.meta().store().reader())
-        }) {
-            Ok(n) => n,
-            Err(e) => {
-                tracing::error!(error = %e, "node registry unreadable");
-                continue;
-            }
+        pause = if look(&groups).await {
+            LOOK_AGAIN
+        } else {
+            LOOK
         };
-        for group in groups.iter().filter(Group::is_leader) {
-            let wanted = wanted(group.id(), &nodes, groups.replicas());
-            if let Some(step) = next_step(&wanted, &group.view())
-                && act(&group, &nodes, step).await
-            {
-                pause = LOOK_AGAIN;
-            }
+    }
+}
+
+/// Whether something is under way.
+async fn look(groups: &Groups) -> bool {
+    let registry = groups.registry();
+    if registry.placement.is_empty() || registry.refused(groups.node_id()) {
+        return false;
+    }
+    for group in groups.iter() {
+        group.may_elect(!registry.left_out(group.id(), groups.node_id()));
+    }
+    let (mut busy, mut moving) = (false, false);
+    for group in groups.iter().filter(Group::is_leader) {
+        let (wanted, view) = (registry.wanted(group.id()), group.view());
+        let task = next(groups.node_id(), &wanted, &view);
+        // The metadata group is small, and a group that lacks voters is in danger: they do not wait.
+        let waits = group.id() != GroupId::META && view.voters.len() >= wanted.voters.len();
+        if task == Task::Nothing || (waits && moving) {
+            continue;
         }
+        moving |= waits;
+        busy |= match task {
+            Task::Take(step) => act(&group, &registry, step).await,
+            _ => true,
+        };
     }
+    busy
 }
 
-/// The nodes that should vote in a group: those of the `replicas` names that joined first. Who joins
-/// under a known name has lost that name's volume, and takes the place of the id that died with it.
-/// Pure: every node answers the same.
-fn wanted(_group: GroupId, nodes: &[v1::NodeRecord], replicas: u32) -> BTreeSet<u64> {
-    // Oldest and newest id of each name.
-    let mut names: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for n in nodes {
-        let ids = names.entry(&n.name).or_insert((n.id, n.id));
-        *ids = (ids.0.min(n.id), ids.1.max(n.id));
+/// The next step of a group led by `me`. Pure.
+fn next(me: u64, wanted: &Wanted, view: &GroupView) -> Task {
+    if wanted.voters.is_empty() {
+        return Task::Nothing;
     }
-    let mut ids: Vec<(u64, u64)> = names.into_values().collect();
-    ids.sort_unstable();
-    ids.into_iter()
-        .take(usize::try_from(replicas).unwrap_or(usize::MAX))
-        .map(|(_, newest)| newest)
-        .collect()
-}
-
-/// The next step, if none is under way.
-fn next_step(wanted: &BTreeSet<u64>, view: &GroupView) -> Option<Step> {
     if !view.uniform {
-        return None;
+        return Task::Take(Step::Finish);
     }
-    let missing = wanted.difference(&view.voters).copied().next()?;
-    if !view.learners.contains(&missing) {
-        return Some(Step::AddLearner(missing));
+    let matched = |n: &u64| view.matched.get(n).copied().unwrap_or(0);
+    let caught_up = |n: &u64| {
+        let at = matched(n);
+        at > 0 && view.last_log.saturating_sub(at) <= CAUGHT_UP
+    };
+    let heir = || {
+        let others = wanted.voters.intersection(&view.voters);
+        others.copied().find(|n| *n != me && caught_up(n))
+    };
+    let missing = || wanted.voters.difference(&view.voters).copied();
+    let learner = |n: &u64| view.learners.contains(n);
+    if let Some(node) = missing().find(|n| learner(n) && caught_up(n)) {
+        let unwanted = || view.voters.difference(&wanted.voters).copied();
+        let instead_of = unwanted().find(|n| *n != me);
+        if instead_of.is_none()
+            && unwanted().next().is_some()
+            && let Some(heir) = heir()
+        {
+            return Task::Take(Step::HandOver(heir));
+        }
+        return Task::Take(Step::Promote { node, instead_of });
     }
-    let at = view.matched.get(&missing).copied().unwrap_or(0);
-    (at > 0 && view.last_log.saturating_sub(at) <= CAUGHT_UP).then(|| Step::Promote {
-        node: missing,
-        instead_of: view.voters.difference(wanted).copied().next(),
-    })
+    if missing().any(|n| learner(&n) && matched(&n) > 0) {
+        return Task::Copying;
+    }
+    let new = missing().chain(wanted.learners.iter().copied());
+    if let Some(node) = new
+        .into_iter()
+        .find(|n| !learner(n) && !view.voters.contains(n))
+    {
+        return Task::Take(Step::AddLearner(node));
+    }
+    if missing().next().is_none()
+        && let Some(node) = view
+            .voters
+            .difference(&wanted.voters)
+            .copied()
+            .find(|n| *n != me)
+    {
+        return Task::Take(Step::RemoveVoter(node));
+    }
+    if !wanted.voters.contains(&me) && missing().next().is_none() {
+        return heir().map_or(Task::Copying, |n| Task::Take(Step::HandOver(n)));
+    }
+    let stays = |n: &u64| wanted.learners.contains(n) || wanted.voters.contains(n);
+    match view.learners.iter().find(|n| !stays(n)) {
+        Some(node) => Task::Take(Step::RemoveLearner(*node)),
+        None => Task::Nothing,
+    }
 }
 
 /// Whether the step was taken.
-async fn act(group: &Group, nodes: &[v1::NodeRecord], step: Step) -> bool {
-    let result = match &step {
-        Step::AddLearner(id) => match nodes.iter().find(|n| n.id == *id) {
-            Some(n) => group.add_learner(n.id, &n.address, &n.name).await,
-            None => return false,
-        },
-        Step::Promote { node, instead_of } => group.promote(*node, *instead_of).await,
+async fn act(group: &Group, registry: &Registry, step: Step) -> bool {
+    let change = async {
+        match &step {
+            Step::Finish => group.finish_change().await,
+            Step::AddLearner(id) => match registry.nodes.get(id) {
+                Some(n) => group.add_learner(n.id, &n.address, &n.name).await,
+                None => Ok(()),
+            },
+            Step::Promote { node, instead_of } => group.promote(*node, *instead_of).await,
+            Step::HandOver(to) => {
+                group.transfer_to(*to).await;
+                Ok(())
+            }
+            Step::RemoveVoter(node) => group.remove_voter(*node).await,
+            Step::RemoveLearner(node) => group.remove_learner(*node).await,
+        }
     };
-    match result {
-        Ok(()) => {
+    match tokio::time::timeout(CHANGE, change).await {
+        Ok(Ok(())) => {
             tracing::info!(group = %group.id(), ?step, "membership changed");
             true
         }
-        Err(e) => {
+        Ok(Err(e)) => {
             tracing::debug!(group = %group.id(), ?step, error = %e, "membership step not taken, will retry");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(group = %group.id(), ?step, "membership step without an end, will retry");
             false
         }
     }
@@ -115,72 +189,132 @@ async fn act(group: &Group, nodes: &[v1::NodeRecord], step: Step) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
-    fn view(voters: &[u64], learners: &[u64], matched: &[(u64, u64)], uniform: bool) -> GroupView {
+    fn view(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupView {
         GroupView {
             voters: voters.iter().copied().collect(),
             learners: learners.iter().copied().collect(),
             matched: matched.iter().copied().collect(),
             last_log: 1000,
-            uniform,
+            uniform: true,
             ..GroupView::default()
         }
     }
 
+    fn wanted(voters: &[u64], learners: &[u64]) -> Wanted {
+        Wanted {
+            voters: voters.iter().copied().collect(),
+            learners: learners.iter().copied().collect(),
+        }
+    }
+
+    fn promote(node: u64, instead_of: Option<u64>) -> Task {
+        Task::Take(Step::Promote { node, instead_of })
+    }
+
     #[test]
     fn a_new_node_is_learner_first_and_voter_once_caught_up() {
-        let wanted = BTreeSet::from([1, 5, 9]);
+        let want = wanted(&[1, 5, 9], &[]);
         assert_eq!(
-            next_step(&wanted, &view(&[1], &[], &[], true)),
-            Some(Step::AddLearner(5))
-        );
-        assert_eq!(next_step(&wanted, &view(&[1], &[5], &[], true)), None);
-        assert_eq!(
-            next_step(&wanted, &view(&[1], &[5], &[(5, 100)], true)),
-            None
+            next(1, &want, &view(&[1], &[], &[])),
+            Task::Take(Step::AddLearner(5))
         );
         assert_eq!(
-            next_step(&wanted, &view(&[1], &[5], &[(5, 990)], true)),
-            Some(Step::Promote {
-                node: 5,
-                instead_of: None
-            })
+            next(1, &want, &view(&[1], &[5], &[(5, 100)])),
+            Task::Copying
         );
-        assert_eq!(next_step(&wanted, &view(&[1, 5, 9], &[], &[], true)), None);
+        assert_eq!(
+            next(1, &want, &view(&[1], &[5], &[(5, 990)])),
+            promote(5, None)
+        );
+        assert_eq!(next(1, &want, &view(&[1, 5, 9], &[], &[])), Task::Nothing);
+    }
+
+    #[test]
+    fn a_learner_that_does_not_answer_keeps_nobody_waiting() {
+        let want = wanted(&[1, 5, 9], &[]);
+        assert_eq!(
+            next(1, &want, &view(&[1], &[5], &[])),
+            Task::Take(Step::AddLearner(9))
+        );
+        assert_eq!(
+            next(1, &want, &view(&[1], &[5, 9], &[(9, 1000)])),
+            promote(9, None)
+        );
+        assert_eq!(
+            next(1, &want, &view(&[1, 9], &[5], &[(9, 1000)])),
+            Task::Nothing
+        );
     }
 
     #[test]
     fn a_new_volume_takes_the_place_of_the_lost_one() {
-        let node = |id, name: &str| v1::NodeRecord {
-            id,
-            name: name.to_owned(),
-            ..v1::NodeRecord::default()
-        };
-        let mut nodes = vec![node(1, "a"), node(3, "b"), node(4, "c"), node(90, "d")];
-        let group = GroupId(1);
-        assert_eq!(wanted(group, &nodes, 3), BTreeSet::from([1, 3, 4]));
-        nodes.push(node(120, "b"));
-        let now = wanted(group, &nodes, 3);
-        assert_eq!(now, BTreeSet::from([1, 4, 120]));
+        let want = wanted(&[1, 4, 120], &[]);
         let before = [1, 3, 4];
         assert_eq!(
-            next_step(&now, &view(&before, &[], &[], true)),
-            Some(Step::AddLearner(120))
+            next(1, &want, &view(&before, &[], &[])),
+            Task::Take(Step::AddLearner(120))
         );
         assert_eq!(
-            next_step(&now, &view(&before, &[120], &[(120, 1000)], true)),
-            Some(Step::Promote {
-                node: 120,
-                instead_of: Some(3)
-            })
+            next(1, &want, &view(&before, &[120], &[(120, 1000)])),
+            promote(120, Some(3))
         );
     }
 
     #[test]
-    fn nothing_is_started_while_a_change_is_under_way() {
+    fn a_leader_that_is_not_wanted_hands_over_before_it_is_removed() {
+        let want = wanted(&[2, 3, 4], &[]);
+        let now = view(&[1, 2, 3], &[4], &[(2, 500), (3, 1000), (4, 1000)]);
         assert_eq!(
-            next_step(&BTreeSet::from([1, 5]), &view(&[1], &[], &[], false)),
-            None
+            next(1, &want, &now),
+            Task::Take(Step::HandOver(3)),
+            "to one that has everything"
         );
+        assert_eq!(
+            next(3, &want, &view(&[1, 2, 3], &[4], &[(4, 1000)])),
+            promote(4, Some(1))
+        );
+    }
+
+    #[test]
+    fn the_only_replica_moves_by_being_two_for_a_moment() {
+        let want = wanted(&[2], &[]);
+        let caught = [(2, 1000)];
+        assert_eq!(next(1, &want, &view(&[1], &[2], &caught)), promote(2, None));
+        assert_eq!(
+            next(1, &want, &view(&[1, 2], &[], &caught)),
+            Task::Take(Step::HandOver(2))
+        );
+        assert_eq!(
+            next(2, &want, &view(&[1, 2], &[], &[])),
+            Task::Take(Step::RemoveVoter(1))
+        );
+    }
+
+    #[test]
+    fn what_a_dead_leader_began_is_finished() {
+        let mut half = view(&[1, 2, 3, 4], &[], &[]);
+        half.uniform = false;
+        assert_eq!(
+            next(1, &wanted(&[1, 2, 3], &[]), &half),
+            Task::Take(Step::Finish)
+        );
+    }
+
+    #[test]
+    fn nodes_that_only_read_are_learners_and_removed_ones_go() {
+        let want = wanted(&[1, 2, 3], &[4]);
+        let now = view(&[1, 2, 3], &[], &[]);
+        assert_eq!(next(1, &want, &now), Task::Take(Step::AddLearner(4)));
+        let now = view(&[1, 2, 3], &[4, 5], &[(4, 1000), (5, 1000)]);
+        assert_eq!(next(1, &want, &now), Task::Take(Step::RemoveLearner(5)));
+        assert_eq!(next(1, &want, &view(&[1, 2, 3], &[4], &[])), Task::Nothing);
+        assert_eq!(
+            next(1, &Wanted::default(), &now),
+            Task::Nothing,
+            "no placement is known yet"
+        );
+        assert_eq!(want.learners, BTreeSet::from([4]));
     }
 }

@@ -5,12 +5,11 @@ use super::{
     state_machine::{EffectBatch, StateMachine},
     types::{Answer, Peer, Proposal, TypeConfig},
 };
+use crate::registry::Registry;
 use bytes::Bytes;
 use openraft::{
-    ChangeMembers, Config, Instant, Raft, ServerState, SnapshotPolicy,
-    async_runtime::WatchReceiver,
-    errors::{ClientWriteError, RaftError},
-    impls::ProgressResponder,
+    Config, Instant, Raft, ServerState, SnapshotPolicy, async_runtime::WatchReceiver,
+    errors::ClientWriteError, impls::ProgressResponder,
 };
 use prost::Message;
 use sealane_runtime::identity::Identity;
@@ -103,14 +102,18 @@ pub(super) struct RaftGroup {
 pub struct Groups {
     config: GroupsConfig,
     groups: BTreeMap<GroupId, Arc<RaftGroup>>,
+    /// As this node's copy of the metadata group has it; [`Self::refresh_registry`] follows.
+    registry: watch::Sender<Arc<Registry>>,
+    /// Another node says that this one is no member any more.
+    expelled: watch::Sender<bool>,
 }
 
 /// One group of this node: proposals and a view of its state.
 #[derive(Debug, Clone)]
 pub struct Group {
-    inner: Arc<RaftGroup>,
+    pub(super) inner: Arc<RaftGroup>,
     replicas: u32,
-    node_id: u64,
+    pub(super) node_id: u64,
     election_max: Duration,
     keep_entries: u64,
     keep_octets: u64,
@@ -137,6 +140,8 @@ pub struct GroupView {
     pub learners: BTreeSet<u64>,
     /// No change of membership is under way.
     pub uniform: bool,
+    /// Log index of that membership, if it is applied here (so committed).
+    pub membership: Option<u64>,
     /// On the leader: entries acknowledged by each peer.
     pub matched: BTreeMap<u64, u64>,
 }
@@ -205,7 +210,13 @@ impl Groups {
                 }),
             );
         }
-        Ok(Arc::new(Self { config, groups }))
+        let registry = Registry::read(&store.group(GroupId::META))?;
+        Ok(Arc::new(Self {
+            config,
+            groups,
+            registry: watch::Sender::new(Arc::new(registry)),
+            expelled: watch::Sender::new(false),
+        }))
     }
 
     /// Makes this node the first and only voter of every group that was never initialized.
@@ -240,6 +251,58 @@ impl Groups {
     /// Configured number of voters.
     pub fn replicas(&self) -> u32 {
         self.config.replicas
+    }
+
+    /// Nodes, placement, whereabouts: the revision that this node has.
+    pub(crate) fn registry(&self) -> Arc<Registry> {
+        self.registry.borrow().clone()
+    }
+    /// Follows it.
+    pub(crate) fn follow_registry(&self) -> watch::Receiver<Arc<Registry>> {
+        self.registry.subscribe()
+    }
+    /// Reads the metadata group's state again, and wakes those who follow.
+    pub(crate) fn refresh_registry(&self) {
+        match Registry::read(self.meta().store()) {
+            Ok(new) => drop(self.registry.send_replace(Arc::new(new))),
+            Err(e) => {
+                tracing::error!(error = %e, "node registry unreadable: the previous one stays")
+            }
+        }
+    }
+
+    /// Another node said that this one was removed. For good.
+    pub(crate) fn expel(&self) {
+        self.expelled.send_replace(true);
+    }
+    /// Whether this node is no member any more, by its own copy of the registry or by another node's word.
+    pub(crate) fn removed(&self) -> bool {
+        *self.expelled.borrow() || self.registry.borrow().refused(self.config.node_id)
+    }
+    /// Completes when [`Self::removed`] becomes true.
+    pub(crate) async fn until_removed(&self) {
+        let (mut expelled, mut registry) = (self.expelled.subscribe(), self.follow_registry());
+        while !self.removed() {
+            let changed = tokio::select! {
+                c = expelled.changed() => c,
+                c = registry.changed() => c,
+            };
+            if changed.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Whether this node's state of a group is one to answer from: it votes there, by its own log and by
+    /// the last word of the group's leader. What was moved away leaves an old state behind.
+    pub(crate) fn holds(&self, id: GroupId) -> bool {
+        let Some(group) = self.group(id) else {
+            return false;
+        };
+        let (me, registry) = (self.config.node_id, self.registry());
+        let reported = registry.reports.get(&id);
+        group.view().voters.contains(&me)
+            && (group.is_leader() || reported.is_none_or(|r| r.voters.contains(&me)))
     }
 
     pub(super) fn raft_group(&self, id: GroupId) -> Option<&RaftGroup> {
@@ -406,6 +469,11 @@ impl Group {
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             uniform: membership.get_joint_config().len() <= 1,
+            membership: m
+                .membership_config
+                .log_id()
+                .map(|l| l.index)
+                .filter(|at| *at <= index(&m.last_applied)),
             matched: m
                 .replication
                 .iter()
@@ -436,48 +504,17 @@ impl Group {
             .map(|(n, _)| *n)
     }
 
+    /// Whether this node stands for election. It does not where it has no part: its votes of old would
+    /// only disturb.
+    pub fn may_elect(&self, yes: bool) {
+        self.inner.raft.runtime_config().elect(yes);
+    }
+
     /// Asks `to` to take leadership over.
     pub async fn transfer_to(&self, to: u64) {
         if let Err(e) = self.inner.raft.trigger().transfer_leader(to).await {
             tracing::debug!(group = %self.id(), to, error = %e, "leadership transfer not started");
         }
-    }
-
-    async fn change(&self, change: ChangeMembers<u64, Peer>) -> Result<(), ProposeError> {
-        match self.inner.raft.change_membership(change, false).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f))) => {
-                Err(ProposeError::NotLeader {
-                    leader: f.leader_id,
-                })
-            }
-            Err(e) => Err(ProposeError::Unavailable(e.to_string())),
-        }
-    }
-
-    /// Adds a member that receives the log but does not vote.
-    pub async fn add_learner(
-        &self,
-        node: u64,
-        address: &str,
-        name: &str,
-    ) -> Result<(), ProposeError> {
-        let peer = Peer {
-            address: address.to_owned(),
-            name: name.to_owned(),
-        };
-        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node, peer)])))
-            .await
-    }
-
-    /// Makes a caught-up learner a voter, in one change with the removal of the voter that it replaces.
-    pub async fn promote(&self, node: u64, instead_of: Option<u64>) -> Result<(), ProposeError> {
-        let mut voters = self.view().voters;
-        voters.insert(node);
-        if let Some(old) = instead_of {
-            voters.remove(&old);
-        }
-        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
     }
 
     /// Drops the part of the log that is applied here and that every member has, and what exceeds the

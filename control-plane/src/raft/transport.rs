@@ -50,6 +50,15 @@ impl RaftTransport {
         if a.from == a.to {
             return Err(Status::permission_denied("address.from: this node itself"));
         }
+        if self.groups.registry().refused(a.from) {
+            return Err(Status::permission_denied(format!(
+                "address.from: node {} was removed from this cluster",
+                a.from
+            )));
+        }
+        if self.groups.removed() {
+            return Err(Status::permission_denied("this node was removed"));
+        }
         self.groups.raft_group(GroupId(a.group)).ok_or_else(|| {
             Status::failed_precondition(format!("address.group: no group {}", a.group))
         })
@@ -131,16 +140,21 @@ impl RaftService for RaftTransport {
         let group = self.group(first.address.as_ref())?;
         let raft = group.raft.clone();
         let address = first.address.clone();
+        let groups = self.groups.clone();
+        let from = address.as_ref().map_or(0, |a| a.from);
         let first = append_request(first).map_err(bad)?;
         let rest = frames
             .take_while(|f| std::future::ready(f.is_ok()))
             .filter_map(move |f| {
                 let request = f
                     .ok()
-                    .filter(|f| f.address == address)
+                    .filter(|f| f.address == address && !groups.registry().refused(from))
                     .and_then(|f| append_request(f).ok());
                 if request.is_none() {
-                    tracing::warn!("append frame refused: malformed or for another group");
+                    tracing::warn!(
+                        from,
+                        "append frame refused: malformed, for another group or of a removed node"
+                    );
                 }
                 std::future::ready(Some(request))
             })

@@ -3,6 +3,7 @@ use crate::{
     background::dispatch::Dispatch,
     policy_view::PolicyView,
     raft::{Group, Groups, now_ms},
+    registry::Registry,
     service::cluster::Proposer,
 };
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use sealane_wire::v1::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};
@@ -24,6 +26,10 @@ const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
 /// Messages changed by one request.
 const CHANGES: usize = 1000;
+/// A decision of the metadata group is applied here by then, or this node lags behind.
+const DECIDED: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const SEEN: Duration = Duration::from_millis(20);
 /// Octets of a reason that are kept.
 const REASON: usize = 200;
 
@@ -42,8 +48,21 @@ fn storage(e: impl std::fmt::Display) -> Status {
 }
 
 impl AdminRpc {
-    fn group_status(group: &Group) -> Result<v1::GroupStatus, Status> {
+    fn group_status(&self, group: &Group, registry: &Registry) -> Result<v1::GroupStatus, Status> {
         let v = group.view();
+        let wanted = registry.placement.get(&group.id()).cloned();
+        let held = self.groups.holds(group.id()) || group.id() == GroupId::META;
+        if let Some(r) = registry.reports.get(&group.id()).filter(|_| !held) {
+            return Ok(v1::GroupStatus {
+                group: group.id().0,
+                leader: r.leader,
+                term: r.term,
+                voters: r.voters.clone(),
+                learners: r.learners.clone(),
+                wanted: wanted.unwrap_or_default(),
+                ..Default::default()
+            });
+        }
         let mut s = v1::GroupStatus {
             group: group.id().0,
             leader: v.leader.unwrap_or(0),
@@ -54,6 +73,8 @@ impl AdminRpc {
             voters: v.voters.into_iter().collect(),
             learners: v.learners.into_iter().collect(),
             quorum: v.quorum,
+            wanted: wanted.unwrap_or_default(),
+            held,
             ..Default::default()
         };
         if group.id() != GroupId::META {
@@ -76,10 +97,11 @@ impl AdminService for AdminRpc {
         &self,
         _: Request<v1::ClusterStatusRequest>,
     ) -> Result<Response<v1::ClusterStatusReply>, Status> {
+        let registry = self.groups.registry();
         let groups = block_in_place(|| {
             self.groups
                 .iter()
-                .map(|g| Self::group_status(&g))
+                .map(|g| self.group_status(&g, &registry))
                 .collect::<Result<_, _>>()
         })?;
         Ok(Response::new(v1::ClusterStatusReply {
@@ -89,6 +111,7 @@ impl AdminService for AdminRpc {
             groups,
             policy_revision: self.policy.current().wire.revision,
             replicas: self.groups.replicas(),
+            registry_revision: registry.revision,
         }))
     }
 
@@ -97,35 +120,30 @@ impl AdminService for AdminRpc {
         _: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesReply>, Status> {
         use v1::node_info::Kind;
-        let records = block_in_place(|| queries::nodes(&self.groups.meta().store().reader()))
-            .map_err(storage)?;
-        let views: Vec<_> = self.groups.iter().map(|g| g.view()).collect();
-        let meta = self.groups.meta().view();
-        let newest: BTreeMap<String, u64> =
-            records.iter().map(|n| (n.name.clone(), n.id)).collect();
-        let mut nodes: Vec<v1::NodeInfo> = records
-            .into_iter()
-            .map(|n| v1::NodeInfo {
-                kind: Kind::ControlPlane.into(),
-                state: if meta.voters.contains(&n.id) {
-                    "voter"
-                } else if meta.learners.contains(&n.id) {
-                    "learner"
-                } else if newest.get(&n.name).is_some_and(|id| *id != n.id) {
-                    "replaced"
-                } else if meta.voters.len() as u64 >= u64::from(self.groups.replicas()) {
-                    "spare"
-                } else {
-                    "joining"
+        let registry = self.groups.registry();
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut nodes: Vec<v1::NodeInfo> = registry
+            .nodes
+            .values()
+            .map(|n| {
+                let (replicas, leads) = registry.actual(n.id);
+                let (wanted_replicas, wanted_leads) = registry.planned(n.id);
+                let meta = registry.reports.get(&GroupId::META);
+                let leads_meta = meta.is_some_and(|r| r.leader == n.id);
+                v1::NodeInfo {
+                    kind: Kind::ControlPlane.into(),
+                    state: registry.standing(n.id),
+                    leads: number(leads + usize::from(leads_meta)),
+                    name: n.name.clone(),
+                    node_id: n.id,
+                    address: n.address.clone(),
+                    connected_since_ms: n.joined_at_ms,
+                    version: String::new(),
+                    replicas: number(replicas),
+                    wanted_replicas: number(wanted_replicas),
+                    shard_leads: number(leads),
+                    wanted_shard_leads: number(wanted_leads),
                 }
-                .to_owned(),
-                leads: u32::try_from(views.iter().filter(|v| v.leader == Some(n.id)).count())
-                    .unwrap_or(u32::MAX),
-                name: n.name,
-                node_id: n.id,
-                address: n.address,
-                connected_since_ms: n.joined_at_ms,
-                version: String::new(),
             })
             .collect();
         nodes.extend(self.dispatch.relays().into_iter().map(|r| v1::NodeInfo {
@@ -135,7 +153,11 @@ impl AdminService for AdminRpc {
             connected_since_ms: r.since_ms,
             ..Default::default()
         }));
-        Ok(Response::new(v1::ListNodesReply { nodes }))
+        Ok(Response::new(v1::ListNodesReply {
+            nodes,
+            settled: registry.settled(),
+            registry_revision: registry.revision,
+        }))
     }
 
     async fn list_queue(
@@ -159,6 +181,11 @@ impl AdminService for AdminRpc {
         block_in_place(|| {
             let mut reply = v1::ListQueueReply::default();
             for group in self.shards() {
+                let asked = r.shards.is_empty() || r.shards.contains(&group.id().0);
+                if !asked || !self.groups.holds(group.id()) {
+                    continue;
+                }
+                reply.shards.push(group.id().0);
                 let reader = group.store().reader();
                 reply.total_waiting += queries::count(&reader).map_err(storage)?;
                 // Pages run shard by shard; within a shard the id order is the order of acceptance.
@@ -198,6 +225,12 @@ impl AdminService for AdminRpc {
             .groups
             .group(id.shard().group())
             .ok_or_else(|| Status::not_found(format!("shard {} does not exist", id.shard())))?;
+        if !self.groups.holds(group.id()) {
+            return Err(Status::unavailable(format!(
+                "this node does not hold shard {}",
+                id.shard()
+            )));
+        }
         let found =
             block_in_place(|| queries::message(&group.store().reader(), id)).map_err(storage)?;
         let Some(m) = found else {
@@ -221,11 +254,7 @@ impl AdminService for AdminRpc {
         &self,
         request: Request<v1::ChangeMessagesRequest>,
     ) -> Result<Response<v1::ChangeMessagesReply>, Status> {
-        let actor = request
-            .extensions()
-            .get::<WorkloadId>()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let actor = actor(&request);
         let r = request.into_inner();
         if r.ids.is_empty() || r.ids.len() > CHANGES {
             return Err(Status::invalid_argument(format!(
@@ -262,6 +291,55 @@ impl AdminService for AdminRpc {
         }
         Ok(Response::new(reply))
     }
+
+    async fn change_node(
+        &self,
+        request: Request<v1::ChangeNodeRequest>,
+    ) -> Result<Response<v1::ChangeNodeReply>, Status> {
+        use v1::{change_node_op::Action as Decided, change_node_request::Action as Asked};
+        let actor = actor(&request);
+        let r = request.into_inner();
+        if r.node.is_empty() {
+            return Err(Status::invalid_argument("node: empty"));
+        }
+        let action = match r.action() {
+            Asked::Add => Decided::Add,
+            Asked::Remove => Decided::Remove,
+            Asked::Replace => Decided::Replace,
+            Asked::Unspecified => {
+                return Err(Status::invalid_argument("action: ADD, REMOVE or REPLACE"));
+            }
+        };
+        let op = Op::ChangeNode(v1::ChangeNodeOp {
+            action: action.into(),
+            node: r.node,
+            with: r.with,
+            actor,
+        });
+        let committed = self.proposer.propose(GroupId::META, op).await?;
+        // Who asks this node next sees what was decided.
+        let seen = async {
+            while self.groups.meta().view().applied < committed.index {
+                tokio::time::sleep(SEEN).await;
+            }
+        };
+        let _late = tokio::time::timeout(DECIDED, seen).await;
+        self.groups.refresh_registry();
+        match committed.reply.result {
+            Some(Answer::Node(n)) => Ok(Response::new(v1::ChangeNodeReply { node_id: n.node_id })),
+            Some(Answer::Refused(r)) => Err(Status::failed_precondition(format!(
+                "{}: {}",
+                r.field, r.reason
+            ))),
+            _ => Err(Status::internal("unexpected answer of the state machine")),
+        }
+    }
+}
+
+/// The caller, by its certificate.
+fn actor<T>(request: &Request<T>) -> String {
+    let caller = request.extensions().get::<WorkloadId>();
+    caller.map(ToString::to_string).unwrap_or_default()
 }
 
 /// What an operator wants done, as an entry of the messages' shard.

@@ -36,11 +36,13 @@ impl Proposer {
         for _ in 0..ATTEMPTS {
             match local.propose(op.clone(), Bytes::new()).await {
                 Ok(c) => return Ok(c),
-                Err(ProposeError::NotLeader { leader: Some(node) }) => {
-                    match self.forward(&local, node, op.clone()).await {
-                        Ok(Some(c)) => return Ok(c),
-                        Ok(None) => last = format!("node {node} does not lead"),
-                        Err(e) => last = format!("{e:#}"),
+                Err(ProposeError::NotLeader { leader }) => {
+                    for node in self.may_lead(group, leader) {
+                        match self.forward(&local, node, op.clone()).await {
+                            Ok(Some(c)) => return Ok(c),
+                            Ok(None) => last = format!("node {node} does not lead"),
+                            Err(e) => last = format!("{e:#}"),
+                        }
                     }
                 }
                 Err(e) => last = e.to_string(),
@@ -52,17 +54,32 @@ impl Proposer {
         )))
     }
 
+    /// The leader that this node's own log names; and, where that is nobody or out of date because this
+    /// node does not hold the group, the one that was reported last.
+    fn may_lead(&self, group: GroupId, named: Option<u64>) -> Vec<u64> {
+        let registry = self.groups.registry();
+        let reported = registry.reports.get(&group).map(|r| r.leader);
+        let held = self.groups.holds(group);
+        let mut nodes: Vec<u64> = named.filter(|_| held).into_iter().collect();
+        nodes.extend(reported.filter(|_| !held || nodes.is_empty()));
+        nodes.extend(named.filter(|_| !held));
+        nodes.retain(|n| *n != self.groups.node_id());
+        nodes.dedup();
+        nodes
+    }
+
     async fn forward(
         &self,
         group: &crate::raft::Group,
         node: u64,
         op: v1::command::Op,
     ) -> anyhow::Result<Option<Committed>> {
-        let members = group.members();
-        let address = members
-            .get(&node)
+        let known = self.groups.registry();
+        let registered = known.nodes.get(&node).map(|n| n.address.clone());
+        let address = registered
+            .or_else(|| group.members().remove(&node))
             .ok_or_else(|| anyhow::anyhow!("leader {node} has no address"))?;
-        let mut client = bootstrap::cluster_client(address, &self.identity)?;
+        let mut client = bootstrap::cluster_client(&address, &self.identity)?;
         let request = v1::ForwardRequest {
             cluster_id: self.groups.cluster_id().to_owned(),
             group: group.id().0,
@@ -128,13 +145,16 @@ impl ClusterService for ClusterRpc {
 
     async fn identify(
         &self,
-        _: Request<v1::IdentifyRequest>,
+        request: Request<v1::IdentifyRequest>,
     ) -> Result<Response<v1::IdentifyReply>, Status> {
         let groups = &self.proposer.groups;
+        let asked = request.into_inner();
+        let ours = asked.cluster_id == groups.cluster_id();
         Ok(Response::new(v1::IdentifyReply {
             cluster_id: groups.cluster_id().to_owned(),
             node_id: groups.node_id(),
             member: true,
+            removed: ours && groups.registry().refused(asked.node_id),
             ..v1::IdentifyReply::default()
         }))
     }

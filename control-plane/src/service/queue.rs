@@ -23,14 +23,15 @@ pub(crate) struct QueueRpc {
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-impl QueueRpc {
-    fn hello(&self) -> v1::ServerHello {
-        v1::ServerHello {
-            node_id: self.groups.node_id(),
-            cluster_id: self.groups.cluster_id().to_owned(),
-            shards: self.groups.shards(),
-            control_addresses: self.groups.meta().members().into_values().collect(),
-        }
+/// What a relay hears first, and again when the nodes change.
+pub(super) fn hello(groups: &Groups) -> v1::ServerHello {
+    let registry = groups.registry();
+    v1::ServerHello {
+        node_id: groups.node_id(),
+        cluster_id: groups.cluster_id().to_owned(),
+        shards: groups.shards(),
+        control_addresses: registry.addresses(),
+        registry_revision: registry.revision,
     }
 }
 
@@ -54,10 +55,7 @@ impl QueueService for QueueRpc {
         request: Request<Streaming<v1::SubmitRequest>>,
     ) -> Result<Response<Self::SubmitStream>, Status> {
         let relay = relay_name(&request)?;
-        let replies = self
-            .submit
-            .clone()
-            .serve(relay, self.hello(), request.into_inner());
+        let replies = self.submit.clone().serve(relay, request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 
@@ -69,7 +67,7 @@ impl QueueService for QueueRpc {
         let events = self
             .deliver
             .clone()
-            .serve(relay, self.hello(), request.into_inner());
+            .serve(relay, hello(&self.groups), request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }
 

@@ -8,6 +8,7 @@ use crate::{
     metrics::Metrics,
     policy_view::PolicyView,
     raft::{Committed, Groups, ProposeError, now_ms},
+    service::queue::hello,
 };
 use bytes::Bytes;
 use sealane_runtime::telemetry;
@@ -91,7 +92,6 @@ impl SubmitDesk {
     pub(crate) fn serve(
         self: Arc<Self>,
         relay: String,
-        hello: v1::ServerHello,
         mut frames: Streaming<v1::SubmitRequest>,
     ) -> mpsc::Receiver<Result<v1::SubmitReply, Status>> {
         use v1::{submit_reply::Frame as Reply, submit_request::Frame};
@@ -99,7 +99,10 @@ impl SubmitDesk {
         let relay: Arc<str> = relay.into();
         tokio::spawn(async move {
             let reply = |frame| Ok(v1::SubmitReply { frame: Some(frame) });
-            if tx.send(reply(Reply::Hello(hello))).await.is_err() {
+            let mut nodes = self.groups.follow_registry();
+            let mut told = nodes.borrow_and_update().revision;
+            let first = hello(&self.groups);
+            if tx.send(reply(Reply::Hello(first))).await.is_err() {
                 return;
             }
             let mut claims = self.claims.subscribe();
@@ -111,6 +114,13 @@ impl SubmitDesk {
                         if changed.is_err() { break; }
                         let leading = claims.borrow_and_update().as_ref().clone();
                         if tx.send(reply(Reply::Leading(leading))).await.is_err() { break; }
+                    }
+                    changed = nodes.changed() => {
+                        if changed.is_err() { break; }
+                        let revision = nodes.borrow_and_update().revision;
+                        if std::mem::replace(&mut told, revision) == revision { continue; }
+                        let again = hello(&self.groups);
+                        if tx.send(reply(Reply::Hello(again))).await.is_err() { break; }
                     }
                     frame = frames.message() => {
                         let Ok(Some(v1::SubmitRequest { frame: Some(frame) })) = frame else { break };

@@ -1,6 +1,6 @@
 //! One log entry.
 use crate::{
-    hold, meta,
+    hold, meta, nodes,
     records::{clock, put},
     shard,
     tables::{Table, TableError, WriteTables},
@@ -27,7 +27,7 @@ pub enum Effect {
     Gone(MessageId),
     /// There is a new policy revision.
     Policy(u64),
-    /// The node registry changed.
+    /// The node registry, the placement or what is known of the groups changed.
     Nodes,
     /// The leader says that every member's log holds the entries up to here.
     Settled(u64),
@@ -162,7 +162,9 @@ impl<T: WriteTables> Step<'_, T> {
         let meta = group == GroupId::META;
         match op {
             Op::InitCluster(o) if meta => without_body(meta::init_cluster(self, o)?),
-            Op::AllocateNode(o) if meta => without_body(meta::allocate_node(self, o)?),
+            Op::AllocateNode(o) if meta => without_body(nodes::allocate(self, o)?),
+            Op::ChangeNode(o) if meta => without_body(nodes::change(self, &o)?),
+            Op::GroupReport(o) if meta => without_body(nodes::report(self, o)?),
             Op::ApplyPolicy(o) if meta => without_body(meta::apply_policy(self, o)?),
             Op::Enqueue(o) if !meta => shard::enqueue(self, o),
             Op::Chunk(o) if !meta => shard::chunk(self, o),

@@ -17,6 +17,8 @@
 mod apply;
 mod hold;
 mod meta;
+mod nodes;
+pub mod placement;
 pub mod queries;
 mod records;
 mod shard;

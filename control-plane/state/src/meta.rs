@@ -1,6 +1,7 @@
-//! Group 0: the cluster, its nodes, its policy.
+//! Group 0: the cluster and its policy. Its nodes: `nodes.rs`.
 use crate::{
     apply::{Effect, Step, refused},
+    nodes::{self, allocated},
     records::{get, put},
     tables::{Table, TableError, WriteTables},
 };
@@ -8,9 +9,6 @@ use prost::Message;
 use sealane_types::ShardId;
 use sealane_wire::v1::{self, command_reply::Result as Answer, document::Kind};
 use std::collections::BTreeSet;
-
-/// Most nodes ever registered.
-const NODE_LIMIT: usize = 10_000;
 
 /// "Kind/name", the key of a document.
 pub(crate) fn document_key(d: &v1::Document) -> Option<String> {
@@ -52,61 +50,9 @@ pub(crate) fn init_cluster<T: WriteTables>(
     };
     put(s.tables, Table::Cluster, b"", &record);
     let id = first.id;
-    put(s.tables, Table::Node, &id.to_be_bytes(), &first);
+    nodes::found(s, &record, first)?;
     audit(s, "cluster", "init", &record.cluster_id);
-    s.effects.push(Effect::Nodes);
     Ok(Answer::Node(allocated(&record, id)))
-}
-
-fn allocated(c: &v1::ClusterRecord, node_id: u64) -> v1::NodeAllocated {
-    v1::NodeAllocated {
-        node_id,
-        cluster_id: c.cluster_id.clone(),
-        shards: c.shards,
-        replicas: c.replicas,
-    }
-}
-
-/// A new id is the log index of its allocation: never given twice. The same volume gets the same id.
-pub(crate) fn allocate_node<T: WriteTables>(
-    s: &mut Step<'_, T>,
-    o: v1::AllocateNodeOp,
-) -> Result<Answer, TableError> {
-    let Some(cluster) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? else {
-        return Ok(refused("cluster", "not founded yet"));
-    };
-    if o.incarnation.len() != 16 {
-        return Ok(refused("incarnation", "needs 16 octets"));
-    }
-    for (_, value) in s.tables.scan(Table::Node, b"", b"", NODE_LIMIT)? {
-        let node: v1::NodeRecord = crate::records::decode(Table::Node, value)?;
-        if node.incarnation == o.incarnation {
-            return Ok(Answer::Node(allocated(&cluster, node.id)));
-        }
-    }
-    if s.tables.get(Table::Node, &s.index.to_be_bytes())?.is_some() {
-        // The founder chose its own id; the next attempt has another index.
-        return Ok(refused(
-            "node",
-            "this log index is a node id already: propose again",
-        ));
-    }
-    let node = v1::NodeRecord {
-        id: s.index,
-        name: o.name,
-        address: o.address,
-        incarnation: o.incarnation,
-        joined_at_ms: s.now,
-    };
-    put(s.tables, Table::Node, &node.id.to_be_bytes(), &node);
-    audit(
-        s,
-        &node.name,
-        "join",
-        &format!("node {} at {}", node.id, node.address),
-    );
-    s.effects.push(Effect::Nodes);
-    Ok(Answer::Node(allocated(&cluster, node.id)))
 }
 
 pub(crate) fn revision<T: WriteTables>(s: &Step<'_, T>) -> Result<u64, TableError> {
@@ -185,7 +131,7 @@ pub(crate) fn apply_policy<T: WriteTables>(
     Ok(Answer::Policy(reply))
 }
 
-fn audit<T: WriteTables>(s: &mut Step<'_, T>, actor: &str, action: &str, detail: &str) {
+pub(crate) fn audit<T: WriteTables>(s: &mut Step<'_, T>, actor: &str, action: &str, detail: &str) {
     let record = v1::AuditRecord {
         at_ms: s.now,
         actor: actor.to_owned(),

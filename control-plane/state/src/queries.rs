@@ -3,8 +3,9 @@ use crate::{
     records::{clock, decode, get, recipient_count, recipients},
     tables::{ReadTables, Table, TableError},
 };
-use sealane_types::MessageId;
+use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, recipient_record::State};
+use std::collections::BTreeMap;
 
 /// Most nodes and documents read at once.
 const ALL: usize = 1_000_000;
@@ -124,10 +125,44 @@ pub fn policy_set(t: &impl ReadTables) -> Result<v1::PolicySet, TableError> {
 
 /// Every node that was ever given an id, oldest first.
 pub fn nodes(t: &impl ReadTables) -> Result<Vec<v1::NodeRecord>, TableError> {
-    t.scan(Table::Node, b"", b"", ALL)?
+    let mut nodes = t
+        .scan(Table::Node, b"", b"", ALL)?
         .into_iter()
         .map(|(_, v)| decode(Table::Node, v))
-        .collect()
+        .collect::<Result<Vec<v1::NodeRecord>, _>>()?;
+    crate::nodes::name_states(&mut nodes, cluster(t)?.map_or(0, |c| c.replicas));
+    Ok(nodes)
+}
+
+/// Where the replicas are to be, and the revision of the node registry.
+pub fn placement(t: &impl ReadTables) -> Result<v1::PlacementRecord, TableError> {
+    if let Some(stored) = get(t, Table::Placement, b"")? {
+        return Ok(stored);
+    }
+    // Written before there was a placement: what it would be.
+    let shards = cluster(t)?.map_or(0, |c| c.shards);
+    let replicas = cluster(t)?.map_or(0, |c| c.replicas);
+    let holders = crate::nodes::holders(&nodes(t)?);
+    let placement = crate::placement::place(&holders, shards, replicas, &BTreeMap::new());
+    Ok(crate::nodes::placement_record(0, placement))
+}
+
+/// Where they are, as the leader of each group reported last.
+pub fn group_reports(
+    t: &impl ReadTables,
+) -> Result<BTreeMap<GroupId, v1::GroupReport>, TableError> {
+    let rows = t.scan(Table::Placement, &[0], b"", ALL)?;
+    let rows = rows.into_iter().map(|(key, v)| {
+        let group = key.as_ref().try_into().map_err(|_| TableError {
+            table: Table::Placement,
+            reason: "a group has 4 octets".into(),
+        })?;
+        Ok((
+            GroupId(u32::from_be_bytes(group)),
+            decode(Table::Placement, v)?,
+        ))
+    });
+    rows.collect()
 }
 
 /// The cluster, once founded.

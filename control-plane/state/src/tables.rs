@@ -24,11 +24,13 @@ pub enum Table {
     Policy = 8,
     /// log index (u64 BE) → `AuditRecord`
     Audit = 9,
+    /// empty key → `PlacementRecord`; group (u32 BE) → `GroupReport`
+    Placement = 10,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 10] = [
         Table::Message,
         Table::Recipient,
         Table::Dedupe,
@@ -38,6 +40,7 @@ impl Table {
         Table::Node,
         Table::Policy,
         Table::Audit,
+        Table::Placement,
     ];
 
     /// The table of that number.

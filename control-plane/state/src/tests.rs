@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod clock;
 mod golden;
 mod leases;
+mod nodes;
 mod report;
 mod sweep;
 mod walk;

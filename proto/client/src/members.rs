@@ -1,6 +1,10 @@
 //! The addresses of the control plane.
 use sealane_runtime::{grpc, identity::Identity};
-use std::{fmt, sync::Arc};
+use sealane_wire::v1;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -17,6 +21,8 @@ pub fn mtls(identity: Identity) -> Dial {
 pub struct Members {
     seeds: Arc<[String]>,
     all: watch::Sender<Arc<[String]>>,
+    /// Cluster and revision of the list that was taken over last.
+    latest: Arc<Mutex<(String, u64)>>,
     dial: Dial,
 }
 
@@ -35,6 +41,7 @@ impl Members {
         Self {
             all: watch::Sender::new(seeds.clone()),
             seeds,
+            latest: Arc::default(),
             dial,
         }
     }
@@ -50,8 +57,18 @@ impl Members {
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<[String]>> {
         self.all.subscribe()
     }
-    /// Takes over what a node reports.
-    pub(crate) fn learn(&self, reported: &[String]) {
+    /// Takes over what a node reports: who joined is reached, who was removed is not tried again (unless
+    /// it is configured). A node that lags behind does not take us back.
+    pub(crate) fn learn(&self, hello: &v1::ServerHello) {
+        let reported = &hello.control_addresses;
+        {
+            let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+            let old = latest.0 == hello.cluster_id && hello.registry_revision < latest.1;
+            if old || reported.is_empty() {
+                return;
+            }
+            *latest = (hello.cluster_id.clone(), hello.registry_revision);
+        }
         let mut all: Vec<String> = self.seeds.to_vec();
         for address in reported {
             if !address.is_empty() && !all.contains(address) {
@@ -65,5 +82,34 @@ impl Members {
             }
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(registry_revision: u64, addresses: &[&str]) -> v1::ServerHello {
+        v1::ServerHello {
+            registry_revision,
+            control_addresses: addresses.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn growth_and_shrinkage_are_followed_and_a_lagging_node_is_not() {
+        let members = Members::new(vec!["a:1".into()], Arc::new(|_| anyhow::bail!("no")));
+        members.learn(&hello(5, &["a:1", "b:1", "c:1"]));
+        assert_eq!(*members.addresses(), ["a:1", "b:1", "c:1"]);
+        members.learn(&hello(9, &["b:1", "c:1", "d:1"]));
+        let now = ["a:1", "b:1", "c:1", "d:1"];
+        assert_eq!(*members.addresses(), now, "the configured one stays");
+        members.learn(&hello(7, &["a:1", "b:1"]));
+        assert_eq!(*members.addresses(), now);
+        members.learn(&hello(11, &["c:1", "d:1"]));
+        assert_eq!(*members.addresses(), ["a:1", "c:1", "d:1"]);
+        members.learn(&hello(12, &[]));
+        assert_eq!(members.addresses().len(), 3, "nobody is not a list");
     }
 }

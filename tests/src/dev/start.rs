@@ -103,6 +103,7 @@ fn plan(folder: &RunFolder, args: &RunArgs) -> Result<State> {
             root: folder.path.clone(),
             binaries: tools::folder()?,
             cluster: "demo".to_owned(),
+            founders: control_planes.len(),
             control_planes,
             relays,
             settings: Settings {

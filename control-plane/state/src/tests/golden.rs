@@ -113,8 +113,33 @@ fn records_are_encoded_as_ever() {
         address: "a:1".into(),
         incarnation: Bytes::from_static(&[1; 4]),
         joined_at_ms: 5,
+        ..Default::default()
     };
     check(&record, NODE);
+    let record = v1::NodeRecord {
+        state: v1::node_record::State::Leaving.into(),
+        changed_at: 300,
+        replaces: 2,
+        ..record
+    };
+    check(&record, NODE_OF_TODAY);
+    let record = v1::PlacementRecord {
+        revision: 300,
+        groups: vec![v1::GroupPlacement {
+            group: 1,
+            nodes: vec![300, 2],
+        }],
+    };
+    check(&record, PLACEMENT);
+    let record = v1::GroupReport {
+        term: 1,
+        leader: 2,
+        membership_index: 3,
+        voters: vec![300, 2],
+        learners: vec![4],
+        revision: 5,
+    };
+    check(&record, REPORT);
     let record = v1::AuditRecord {
         at_ms: 1,
         actor: "a".into(),
@@ -134,7 +159,7 @@ fn keys_are_made_as_ever() {
     let upload = crate::records::upload_key(id, 0x0102_0304);
     assert_eq!(hex(&upload), "03010203040506aaaaaaaaaaaaaaaaaa01020304");
     let numbers: Vec<u8> = Table::ALL.into_iter().map(|t| t as u8).collect();
-    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
 }
 
 const MESSAGE: &str = "0a1b0a03614062120f0a0363406412087266633832323b65180222017612240a026d781203703a311a016822090a07544c5376312e332a0173320172380742016e48081a070a023030120178220508ac02100528053204abababab3809400a480150ac025a0168";
@@ -145,3 +170,6 @@ const CLOCK: &str = "08011002180320042a016b";
 const CLUSTER: &str = "0a03632d3112016318082003";
 const NODE: &str = "08ac0212016e1a03613a312204010101012805";
 const AUDIT: &str = "08011201611a0162220163";
+const NODE_OF_TODAY: &str = "08ac0212016e1a03613a312204010101012805500358ac026002";
+const PLACEMENT: &str = "08ac02120708011203ac0202";
+const REPORT: &str = "0801100218032203ac02022a01043005";

@@ -99,7 +99,7 @@ impl Supervisor {
         else {
             anyhow::bail!("no hello");
         };
-        self.members.learn(&hello.control_addresses);
+        self.members.learn(&hello);
         let node = NodeId(hello.node_id);
         let Some(generation) = self.desk.join(Link {
             node,

@@ -125,7 +125,7 @@ impl Runner {
         else {
             anyhow::bail!("no hello");
         };
-        self.members.learn(&hello.control_addresses);
+        self.members.learn(&hello);
         let link = Link {
             node: NodeId(hello.node_id),
             generation: self.generations.fetch_add(1, Ordering::Relaxed),
@@ -144,7 +144,7 @@ impl Runner {
         loop {
             match replies.message().await {
                 Ok(Some(v1::SubmitReply { frame: Some(frame) })) => match frame {
-                    Frame::Hello(_) => {}
+                    Frame::Hello(hello) => self.members.learn(&hello),
                     Frame::Leading(leading) => self.desk.leaders.claim(&link, &leading),
                     Frame::Outcome(outcome) => self.desk.answers.deliver(link.generation, outcome),
                 },

@@ -1,0 +1,532 @@
+//! Group 0: which nodes there are, and where the replicas are to be.
+//!
+//! ```text
+//!            join, fewer than `replicas` active ─────────────────┐
+//!            join under the name of an active node, or for a LOST one
+//!                                                                ▼
+//!  join ──► SPARE ──add──► ACTIVE ──remove──► LEAVING ──no report names it──► REMOVED
+//!                            │  ▲───────add──────┘                               ▲
+//!                            ├──replace, a spare is there: it takes the places ──┤
+//!                            └──replace, none there──► LOST ──the next joins─────┘
+//! ```
+//!
+//! REMOVED is a tombstone: an id is never valid again. Every change writes the placement in the same
+//! entry, so that no node sees a registry without it.
+use crate::{
+    apply::{Effect, Step, refused},
+    meta::audit,
+    placement::{Placement, place},
+    queries,
+    records::{get, put},
+    tables::{Table, TableError, WriteTables},
+};
+use sealane_types::GroupId;
+use sealane_wire::v1::{
+    self, change_node_op::Action, command_reply::Result as Answer, node_record::State,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most nodes ever registered.
+const NODE_LIMIT: usize = 10_000;
+/// Most nodes that replicas are placed on.
+const ACTIVE_LIMIT: usize = 64;
+
+pub(crate) fn allocated(c: &v1::ClusterRecord, node_id: u64) -> v1::NodeAllocated {
+    v1::NodeAllocated {
+        node_id,
+        cluster_id: c.cluster_id.clone(),
+        shards: c.shards,
+        replicas: c.replicas,
+    }
+}
+
+/// Gives states to records that were written before there were any: the newest id of the `replicas`
+/// names that joined first was a member, older ids of a name had been replaced.
+pub(crate) fn name_states(nodes: &mut [v1::NodeRecord], replicas: u32) {
+    if nodes.iter().all(|n| n.state() != State::Unspecified) {
+        return;
+    }
+    let mut names: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for n in nodes.iter() {
+        let ids = names.entry(n.name.clone()).or_insert((n.id, n.id));
+        *ids = (ids.0.min(n.id), ids.1.max(n.id));
+    }
+    let mut ids: Vec<(u64, u64)> = names.into_values().collect();
+    ids.sort_unstable();
+    let newest: Vec<u64> = ids.into_iter().map(|(_, newest)| newest).collect();
+    let members = usize::try_from(replicas).unwrap_or(usize::MAX);
+    for n in nodes.iter_mut().filter(|n| n.state() == State::Unspecified) {
+        let state = match newest.iter().position(|id| *id == n.id) {
+            Some(at) if at < members => State::Active,
+            Some(_) => State::Spare,
+            None => State::Removed,
+        };
+        n.set_state(state);
+    }
+}
+
+/// Nodes that have places, oldest first.
+pub(crate) fn holders(nodes: &[v1::NodeRecord]) -> Vec<u64> {
+    let holds = |n: &&v1::NodeRecord| matches!(n.state(), State::Active | State::Lost);
+    nodes.iter().filter(holds).map(|n| n.id).collect()
+}
+
+pub(crate) fn placement_record(revision: u64, placement: Placement) -> v1::PlacementRecord {
+    let groups = placement
+        .into_iter()
+        .map(|(group, nodes)| v1::GroupPlacement { group, nodes })
+        .collect();
+    v1::PlacementRecord { revision, groups }
+}
+
+/// The registry while an entry changes it.
+struct Registry {
+    cluster: v1::ClusterRecord,
+    /// Oldest first.
+    nodes: Vec<v1::NodeRecord>,
+    /// Ids whose record is to be written.
+    changed: BTreeSet<u64>,
+    placement: Placement,
+    at: u64,
+}
+
+impl Registry {
+    fn read<T: WriteTables>(
+        s: &Step<'_, T>,
+        cluster: v1::ClusterRecord,
+    ) -> Result<Self, TableError> {
+        let placement = queries::placement(s.tables)?;
+        Ok(Self {
+            cluster,
+            nodes: queries::nodes(s.tables)?,
+            changed: BTreeSet::new(),
+            placement: placement
+                .groups
+                .into_iter()
+                .map(|g| (g.group, g.nodes))
+                .collect(),
+            at: s.index,
+        })
+    }
+
+    fn newest(&self, is: impl Fn(&v1::NodeRecord) -> bool) -> Option<v1::NodeRecord> {
+        self.nodes.iter().rev().find(|n| is(n)).cloned()
+    }
+    fn oldest(&self, is: impl Fn(&v1::NodeRecord) -> bool) -> Option<v1::NodeRecord> {
+        self.nodes.iter().find(|n| is(n)).cloned()
+    }
+    fn count(&self, state: State) -> usize {
+        self.nodes.iter().filter(|n| n.state() == state).count()
+    }
+    fn replicas(&self) -> usize {
+        usize::try_from(self.cluster.replicas).unwrap_or(usize::MAX)
+    }
+
+    /// The node of that name that is still one; else the last that was; else the one of that id.
+    fn find(&self, name: &str) -> Option<v1::NodeRecord> {
+        let named = |n: &v1::NodeRecord| n.name == name;
+        self.newest(|n| named(n) && n.state() != State::Removed)
+            .or_else(|| self.newest(named))
+            .or_else(|| {
+                let id = name.parse().ok()?;
+                self.newest(|n| n.id == id)
+            })
+    }
+
+    fn set(&mut self, id: u64, state: State) {
+        let at = self.at;
+        if let Some(n) = self.nodes.iter_mut().find(|n| n.id == id) {
+            n.set_state(state);
+            n.changed_at = at;
+            self.changed.insert(id);
+        }
+    }
+
+    fn add(&mut self, node: v1::NodeRecord) {
+        self.changed.insert(node.id);
+        self.nodes.push(node);
+        self.nodes.sort_by_key(|n| n.id);
+    }
+
+    /// `old` is gone for good; `new` stands wherever it stood.
+    fn take_places(&mut self, old: u64, new: u64) {
+        self.set(old, State::Removed);
+        self.set(new, State::Active);
+        if let Some(n) = self.nodes.iter_mut().find(|n| n.id == new) {
+            n.replaces = old;
+        }
+        for id in self
+            .placement
+            .values_mut()
+            .flatten()
+            .filter(|id| **id == old)
+        {
+            *id = new;
+        }
+    }
+
+    /// Places anew and writes everything. Records without a state get theirs once and for all.
+    fn write<T: WriteTables>(self, s: &mut Step<'_, T>) {
+        let (shards, replicas) = (self.cluster.shards, self.cluster.replicas);
+        let placement = place(&holders(&self.nodes), shards, replicas, &self.placement);
+        for n in &self.nodes {
+            if self.changed.contains(&n.id) || n.changed_at == 0 {
+                put(s.tables, Table::Node, &n.id.to_be_bytes(), n);
+            }
+        }
+        put(
+            s.tables,
+            Table::Placement,
+            b"",
+            &placement_record(self.at, placement),
+        );
+        s.effects.push(Effect::Nodes);
+    }
+}
+
+/// The founder.
+pub(crate) fn found<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    cluster: &v1::ClusterRecord,
+    first: v1::NodeRecord,
+) -> Result<(), TableError> {
+    let mut r = Registry::read(s, cluster.clone())?;
+    let id = first.id;
+    r.add(first);
+    r.set(id, State::Active);
+    r.write(s);
+    Ok(())
+}
+
+/// A new id is the log index of its allocation: never given twice. The same volume gets the same id.
+pub(crate) fn allocate<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::AllocateNodeOp,
+) -> Result<Answer, TableError> {
+    let Some(cluster) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? else {
+        return Ok(refused("cluster", "not founded yet"));
+    };
+    if o.incarnation.len() != 16 {
+        return Ok(refused("incarnation", "needs 16 octets"));
+    }
+    let mut r = Registry::read(s, cluster)?;
+    if let Some(known) = r.newest(|n| n.incarnation == o.incarnation) {
+        return Ok(match known.state() {
+            State::Removed | State::Lost => refused(
+                "incarnation",
+                format!(
+                    "node {} was removed: wipe its volume to join anew",
+                    known.id
+                ),
+            ),
+            _ => Answer::Node(allocated(&r.cluster, known.id)),
+        });
+    }
+    if r.nodes.iter().any(|n| n.id == s.index) {
+        // The founder chose its own id; the next attempt has another index.
+        return Ok(refused(
+            "node",
+            "this log index is a node id already: propose again",
+        ));
+    }
+    if r.nodes.len() >= NODE_LIMIT {
+        return Ok(refused(
+            "node",
+            format!("{NODE_LIMIT} ids were given: no more"),
+        ));
+    }
+    let node = v1::NodeRecord {
+        id: s.index,
+        name: o.name,
+        address: o.address,
+        incarnation: o.incarnation,
+        joined_at_ms: s.now,
+        ..Default::default()
+    };
+    let role = join(&mut r, node.clone());
+    audit(
+        s,
+        &node.name,
+        "join",
+        &format!("node {} at {}, {role}", node.id, node.address),
+    );
+    let answer = Answer::Node(allocated(&r.cluster, node.id));
+    r.write(s);
+    Ok(answer)
+}
+
+/// Decides what a new node is; says so.
+fn join(r: &mut Registry, node: v1::NodeRecord) -> String {
+    let id = node.id;
+    // Who joins under a known name has lost that name's volume.
+    let before = r.newest(|n| n.name == node.name && n.state() != State::Removed);
+    let lost = r.oldest(|n| n.state() == State::Lost);
+    let founding = r.count(State::Active) + r.count(State::Lost) < r.replicas();
+    r.add(node);
+    match (before, lost) {
+        (Some(old), _) if matches!(old.state(), State::Active | State::Lost) => {
+            r.take_places(old.id, id);
+            format!("in the places of {}", old.id)
+        }
+        (Some(old), None) if !founding => {
+            r.set(old.id, State::Removed);
+            r.set(id, State::Spare);
+            format!("spare instead of {}", old.id)
+        }
+        (old, Some(lost)) => {
+            if let Some(old) = old {
+                r.set(old.id, State::Removed);
+            }
+            r.take_places(lost.id, id);
+            format!("in the places of {} ({})", lost.id, lost.name)
+        }
+        (old, None) => {
+            if let Some(old) = old {
+                r.set(old.id, State::Removed);
+            }
+            r.set(
+                id,
+                if founding {
+                    State::Active
+                } else {
+                    State::Spare
+                },
+            );
+            if founding { "active" } else { "spare" }.to_owned()
+        }
+    }
+}
+
+/// Asked twice, it changes once: whoever forwards it may have lost the first answer.
+pub(crate) fn change<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: &v1::ChangeNodeOp,
+) -> Result<Answer, TableError> {
+    let Some(cluster) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? else {
+        return Ok(refused("cluster", "not founded yet"));
+    };
+    let mut r = Registry::read(s, cluster)?;
+    let Some(node) = r.find(&o.node) else {
+        return Ok(refused("node", format!("there is no {:?}", o.node)));
+    };
+    let reports = queries::group_reports(s.tables)?;
+    let decided = match o.action() {
+        Action::Add => add(&mut r, &node),
+        Action::Remove => remove(&mut r, &node),
+        Action::Replace => match outvoted(&r, &reports, &node) {
+            Some(group) => Err(refused(
+                "node",
+                format!(
+                    "group {group} would have no majority left: wait until the nodes that were lost before are replaced"
+                ),
+            )),
+            None => replace(&mut r, &node, &o.with),
+        },
+        Action::Unspecified => Err(refused("action", "ADD, REMOVE or REPLACE")),
+    };
+    let holder = match decided {
+        Ok(holder) => holder,
+        Err(refusal) => return Ok(refusal),
+    };
+    let answer = Answer::Node(allocated(&r.cluster, holder));
+    if r.changed.is_empty() {
+        return Ok(answer);
+    }
+    let action = match o.action() {
+        Action::Add => "node.add",
+        Action::Remove => "node.remove",
+        _ => "node.replace",
+    };
+    let with = if holder == node.id {
+        String::new()
+    } else {
+        format!(" with node {holder}")
+    };
+    let detail = format!("node {} ({}){with}", node.id, node.name);
+    r.write(s);
+    audit(s, &o.actor, action, &detail);
+    Ok(answer)
+}
+
+/// A group that would have no quorum of nodes that are listened to if `node` were lost too.
+fn outvoted(
+    r: &Registry,
+    reports: &BTreeMap<GroupId, v1::GroupReport>,
+    node: &v1::NodeRecord,
+) -> Option<GroupId> {
+    let deaf = |id: &&u64| {
+        let other = r.nodes.iter().find(|n| n.id == **id);
+        **id == node.id || other.is_none_or(|n| matches!(n.state(), State::Lost | State::Removed))
+    };
+    let active = node.state() == State::Active;
+    let mut voted = reports
+        .iter()
+        .filter(|(_, report)| active && report.voters.contains(&node.id));
+    let lost = voted.find(|(_, report)| {
+        let lost = report.voters.iter().filter(deaf).count();
+        (report.voters.len() - lost) * 2 <= report.voters.len()
+    });
+    lost.map(|(group, _)| *group)
+}
+
+fn add(r: &mut Registry, node: &v1::NodeRecord) -> Result<u64, Answer> {
+    match node.state() {
+        State::Active => {}
+        State::Spare | State::Leaving if holders(&r.nodes).len() >= ACTIVE_LIMIT => {
+            return Err(refused(
+                "node",
+                format!("{ACTIVE_LIMIT} nodes hold replicas: no more"),
+            ));
+        }
+        State::Spare | State::Leaving => r.set(node.id, State::Active),
+        _ => return Err(gone(node)),
+    }
+    Ok(node.id)
+}
+
+fn gone(node: &v1::NodeRecord) -> Answer {
+    let what = if node.state() == State::Lost {
+        "was declared lost"
+    } else {
+        "was removed"
+    };
+    refused(
+        "node",
+        format!(
+            "node {} ({}) {what}: wipe its volume and start it, and it joins under a new id",
+            node.id, node.name
+        ),
+    )
+}
+
+fn remove(r: &mut Registry, node: &v1::NodeRecord) -> Result<u64, Answer> {
+    let left = |r: &Registry| r.count(State::Active);
+    match node.state() {
+        State::Leaving | State::Removed => {}
+        State::Spare => r.set(node.id, State::Removed),
+        State::Active if left(r) <= r.replicas() => {
+            return Err(refused(
+                "node",
+                format!(
+                    "{} active nodes would be left for {} copies of everything: add one first",
+                    left(r).saturating_sub(1),
+                    r.replicas()
+                ),
+            ));
+        }
+        State::Lost if left(r) < r.replicas() => {
+            return Err(refused(
+                "node",
+                format!(
+                    "{} active nodes are left for {} copies of everything: its places need another node",
+                    left(r),
+                    r.replicas()
+                ),
+            ));
+        }
+        // Nobody listens to it any more, so nothing has to be waited for.
+        State::Lost => r.set(node.id, State::Removed),
+        State::Active | State::Unspecified => r.set(node.id, State::Leaving),
+    }
+    Ok(node.id)
+}
+
+fn replace(r: &mut Registry, node: &v1::NodeRecord, with: &str) -> Result<u64, Answer> {
+    if node.state() == State::Removed {
+        // Asked again?
+        let heir = r.newest(|n| n.replaces == node.id && n.state() == State::Active);
+        let same = heir.filter(|h| with.is_empty() || h.name == with || h.id.to_string() == with);
+        return same.map(|h| h.id).ok_or_else(|| gone(node));
+    }
+    if !matches!(node.state(), State::Active | State::Lost) {
+        return Err(refused(
+            "node",
+            format!("node {} ({}) has no places", node.id, node.name),
+        ));
+    }
+    let heir = if with.is_empty() {
+        r.oldest(|n| n.state() == State::Spare)
+    } else {
+        let Some(heir) = r.find(with) else {
+            return Err(refused("with", format!("there is no {with:?}")));
+        };
+        if heir.state() != State::Spare {
+            return Err(refused(
+                "with",
+                format!("node {} ({}) is no spare", heir.id, heir.name),
+            ));
+        }
+        Some(heir)
+    };
+    match heir {
+        Some(heir) => {
+            r.take_places(node.id, heir.id);
+            Ok(heir.id)
+        }
+        None => {
+            if node.state() == State::Active {
+                r.set(node.id, State::Lost);
+            }
+            Ok(node.id)
+        }
+    }
+}
+
+/// What a group's leader says of its members. A node that leaves is removed by the report after which
+/// no group, as reported by a leader that knew of its leaving, names it: the metadata group among its
+/// voters, a shard at all.
+pub(crate) fn report<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    o: v1::GroupReportOp,
+) -> Result<Answer, TableError> {
+    let Some(cluster) = get::<v1::ClusterRecord>(s.tables, Table::Cluster, b"")? else {
+        return Ok(refused("cluster", "not founded yet"));
+    };
+    let Some(new) = o.report.filter(|_| o.group <= cluster.shards) else {
+        return Ok(refused("report", "missing, or of no group"));
+    };
+    let key = o.group.to_be_bytes();
+    let order = |r: &v1::GroupReport| (r.term, r.membership_index, r.revision);
+    let old = get::<v1::GroupReport>(s.tables, Table::Placement, &key)?;
+    let effective = |n| {
+        Ok(Answer::Counted(v1::Counted {
+            effective: n,
+            accepted: Vec::new(),
+        }))
+    };
+    if old.is_some_and(|old| order(&old) >= order(&new)) {
+        return effective(0);
+    }
+    put(s.tables, Table::Placement, &key, &new);
+    s.effects.push(Effect::Nodes);
+    let reports = queries::group_reports(s.tables)?;
+    let mut r = Registry::read(s, cluster)?;
+    let leaving = r.nodes.iter().filter(|n| n.state() == State::Leaving);
+    let out: Vec<v1::NodeRecord> = leaving
+        .filter(|n| {
+            (0..=r.cluster.shards).all(|g| {
+                reports.get(&GroupId(g)).is_some_and(|report| {
+                    let named = report.voters.contains(&n.id)
+                        || (g != 0 && report.learners.contains(&n.id));
+                    report.revision >= n.changed_at && !named
+                })
+            })
+        })
+        .cloned()
+        .collect();
+    if !out.is_empty() {
+        for n in &out {
+            r.set(n.id, State::Removed);
+        }
+        r.write(s);
+        for n in out {
+            audit(
+                s,
+                "cluster",
+                "node.removed",
+                &format!("node {} ({})", n.id, n.name),
+            );
+        }
+    }
+    effective(1)
+}
