@@ -20,5 +20,5 @@ mod metrics;
 pub mod node;
 mod policy_view;
 pub mod raft;
-mod registry;
+pub(crate) mod registry;
 mod service;

@@ -5,7 +5,7 @@ use crate::{
         compaction,
         dispatch::Dispatch,
         leadership::{self, LeaderClaims},
-        membership, report, standing,
+        membership, reclaim, report, standing,
     },
     bootstrap,
     config::ControlPlaneConfig,
@@ -222,6 +222,7 @@ async fn serve(
     tasks.spawn(leadership::run(groups.clone(), claims, work.clone()));
     tasks.spawn(membership::run(groups.clone(), work.clone()));
     tasks.spawn(report::run(groups.clone(), proposer.clone(), work.clone()));
+    tasks.spawn(reclaim::run(groups.clone(), proposer.clone(), work.clone()));
     tasks.spawn(standing::run(
         config.clone(),
         identity.clone(),

@@ -12,6 +12,7 @@
 mod changes;
 mod codec;
 mod groups;
+mod instance;
 mod log_store;
 mod network;
 mod state_machine;

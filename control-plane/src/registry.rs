@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// One revision. Read as a whole, so that placement and nodes fit together.
 #[derive(Debug, Clone, Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     /// Log index of the last change of nodes or placement.
     pub(crate) revision: u64,
     /// Every node that was ever given an id.

@@ -52,28 +52,31 @@ enum Task {
 
 /// Runs until `stop`.
 pub(crate) async fn run(groups: Arc<Groups>, stop: CancellationToken) {
-    let mut pause = LOOK;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return,
-        }
-        pause = if look(&groups).await {
+        let pause = if look(&groups).await {
             LOOK_AGAIN
         } else {
             LOOK
         };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
     }
 }
 
 /// Whether something is under way.
 async fn look(groups: &Groups) -> bool {
     let registry = groups.registry();
+    for group in groups.iter() {
+        let known = registry
+            .reports
+            .get(&group.id())
+            .map(|r| r.membership_index);
+        group.may_elect(group.view().membership >= known);
+    }
     if registry.placement.is_empty() || registry.refused(groups.node_id()) {
         return false;
-    }
-    for group in groups.iter() {
-        group.may_elect(!registry.left_out(group.id(), groups.node_id()));
     }
     let (mut busy, mut moving) = (false, false);
     for group in groups.iter().filter(Group::is_leader) {

@@ -48,10 +48,20 @@ pub(crate) async fn run(groups: Arc<Groups>, proposer: Proposer, stop: Cancellat
 /// What the metadata group does not know yet of a group that this node leads.
 fn news(me: u64, group: &Group, registry: &Registry) -> Option<v1::GroupReport> {
     let view = group.view();
-    let membership_index = view.membership.filter(|_| view.uniform)?;
+    let membership_index = view.membership.filter(|_| view.uniform && view.committed)?;
+    let mut others = view
+        .voters
+        .iter()
+        .chain(&view.learners)
+        .filter(|n| **n != me);
+    let everywhere = others.all(|n| {
+        view.matched
+            .get(n)
+            .is_some_and(|at| *at >= membership_index)
+    });
     let known = registry.reports.get(&group.id());
-    let order = (view.term, membership_index, registry.revision);
-    if known.is_some_and(|k| (k.term, k.membership_index, k.revision) >= order) {
+    let order = (view.term, membership_index, registry.revision, everywhere);
+    if known.is_some_and(|k| (k.term, k.membership_index, k.revision, k.everywhere) >= order) {
         return None;
     }
     Some(v1::GroupReport {
@@ -61,5 +71,6 @@ fn news(me: u64, group: &Group, registry: &Registry) -> Option<v1::GroupReport> 
         voters: view.voters.into_iter().collect(),
         learners: view.learners.into_iter().collect(),
         revision: registry.revision,
+        everywhere,
     })
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Group {
     /// Voters that are left out are no members any more (`retain` is false).
     async fn change(&self, change: ChangeMembers<u64, Peer>) -> Result<(), ProposeError> {
-        match self.inner.raft.change_membership(change, false).await {
+        match self.inner.raft().change_membership(change, false).await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f))) => {
                 Err(ProposeError::NotLeader {

@@ -1,15 +1,14 @@
 //! All Raft groups of one control-plane node.
 use super::{
-    log_store::LogStore,
-    network::{Connections, NetworkFactory},
+    instance::{Instance, Starter, nothing_settled},
     state_machine::{EffectBatch, StateMachine},
-    types::{Answer, Peer, Proposal, TypeConfig},
+    types::{Answer, Proposal, TypeConfig},
 };
 use crate::registry::Registry;
 use bytes::Bytes;
 use openraft::{
-    Config, Instant, Raft, ServerState, SnapshotPolicy, async_runtime::WatchReceiver,
-    errors::ClientWriteError, impls::ProgressResponder,
+    Instant, Raft, ServerState, async_runtime::WatchReceiver, errors::ClientWriteError,
+    impls::ProgressResponder,
 };
 use prost::Message;
 use sealane_runtime::identity::Identity;
@@ -19,7 +18,7 @@ use sealane_wire::v1;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -91,15 +90,26 @@ pub struct Committed {
 #[derive(Debug)]
 pub(super) struct RaftGroup {
     pub(super) id: GroupId,
-    pub(super) raft: Raft<TypeConfig, StateMachine>,
+    instance: RwLock<Instance>,
     pub(super) store: GroupStore,
     /// Every member's log holds the entries up to here.
     settled: Arc<AtomicU64>,
 }
 
+impl RaftGroup {
+    pub(super) fn raft(&self) -> Raft<TypeConfig, StateMachine> {
+        self.instance().raft
+    }
+    fn instance(&self) -> Instance {
+        let instance = self.instance.read().unwrap_or_else(PoisonError::into_inner);
+        instance.clone()
+    }
+}
+
 /// All groups of this node.
 #[derive(Debug)]
 pub struct Groups {
+    starter: Starter,
     config: GroupsConfig,
     groups: BTreeMap<GroupId, Arc<RaftGroup>>,
     /// As this node's copy of the metadata group has it; [`Self::refresh_registry`] follows.
@@ -140,8 +150,10 @@ pub struct GroupView {
     pub learners: BTreeSet<u64>,
     /// No change of membership is under way.
     pub uniform: bool,
-    /// Log index of that membership, if it is applied here (so committed).
+    /// Log index of the membership.
     pub membership: Option<u64>,
+    /// It is applied here, so committed.
+    pub committed: bool,
     /// On the leader: entries acknowledged by each peer.
     pub matched: BTreeMap<u64, u64>,
 }
@@ -157,54 +169,17 @@ impl Groups {
         effects: mpsc::Sender<EffectBatch>,
         missed: watch::Sender<u64>,
     ) -> anyhow::Result<Arc<Self>> {
-        let raft_config = Arc::new(
-            Config {
-                cluster_name: config.cluster_id.clone(),
-                heartbeat_interval: millis(config.heartbeat),
-                election_timeout_min: millis(config.election_min),
-                election_timeout_max: millis(config.election_max),
-                install_snapshot_timeout: 600_000,
-                snapshot_policy: SnapshotPolicy::Never,
-                // Purging is asked for: see `Group::compact`.
-                max_in_snapshot_log_to_keep: u64::MAX / 2,
-                max_payload_entries: 256,
-                replication_lag_threshold: config.keep_entries,
-                enable_pre_vote: Some(true),
-                enable_leader_restore: Some(false),
-                allow_log_reversion: None,
-                ..Config::default()
-            }
-            .validate()?,
-        );
-        let connections = Connections::new(
-            config.cluster_id.clone(),
-            config.node_id,
-            config.identity.clone(),
-        );
+        let starter = Starter::new(&config, effects, missed)?;
         let mut groups = BTreeMap::new();
         for id in (0..=config.shards).map(GroupId) {
             let group_store = store.group(id);
             let settled = Arc::new(AtomicU64::new(0));
-            let machine = StateMachine::new(
-                id,
-                group_store.clone(),
-                effects.clone(),
-                missed.clone(),
-                settled.clone(),
-            )?;
-            let raft = Raft::new(
-                config.node_id,
-                raft_config.clone(),
-                NetworkFactory::new(connections.clone(), id),
-                LogStore::new(group_store.clone()),
-                machine,
-            )
-            .await?;
+            let instance = starter.start(id, &group_store, &settled).await?;
             groups.insert(
                 id,
                 Arc::new(RaftGroup {
                     id,
-                    raft,
+                    instance: RwLock::new(instance),
                     store: group_store,
                     settled,
                 }),
@@ -212,6 +187,7 @@ impl Groups {
         }
         let registry = Registry::read(&store.group(GroupId::META))?;
         Ok(Arc::new(Self {
+            starter,
             config,
             groups,
             registry: watch::Sender::new(Arc::new(registry)),
@@ -221,14 +197,14 @@ impl Groups {
 
     /// Makes this node the first and only voter of every group that was never initialized.
     pub async fn initialize(&self, address: &str, name: &str) -> anyhow::Result<()> {
-        let me = Peer {
+        let me = super::types::Peer {
             address: address.to_owned(),
             name: name.to_owned(),
         };
         for group in self.groups.values() {
-            if !group.raft.is_initialized().await? {
+            if !group.raft().is_initialized().await? {
                 group
-                    .raft
+                    .raft()
                     .initialize(BTreeMap::from([(self.config.node_id, me.clone())]))
                     .await?;
             }
@@ -331,6 +307,30 @@ impl Groups {
         self.groups.keys().filter_map(|id| self.group(*id))
     }
 
+    /// Empties this node's replica of a group that it is no member of any more, if `may` says so after
+    /// the replica has stopped to take part. Its Raft starts anew in any case.
+    pub(crate) async fn forget(
+        &self,
+        id: GroupId,
+        may: impl Future<Output = bool>,
+    ) -> anyhow::Result<bool> {
+        let Some(group) = self.groups.get(&id) else {
+            return Ok(false);
+        };
+        group.instance().retire().await?;
+        let yes = may.await;
+        if yes {
+            tokio::task::block_in_place(|| group.store.forget())?;
+            nothing_settled(&group.settled);
+        }
+        let new = self.starter.start(id, &group.store, &group.settled).await?;
+        *group
+            .instance
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(yes)
+    }
+
     /// Hands every leadership over to a caught-up voter, waits until it is gone or `limit` has passed, then stops.
     pub async fn shutdown(&self, limit: Duration) {
         let deadline = tokio::time::Instant::now() + limit;
@@ -348,15 +348,11 @@ impl Groups {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         for group in self.groups.values() {
-            if let Err(e) = group.raft.shutdown().await {
+            if let Err(e) = group.raft().shutdown().await {
                 tracing::warn!(group = %group.id, error = %e, "raft did not stop cleanly");
             }
         }
     }
-}
-
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Group {
@@ -372,7 +368,7 @@ impl Group {
 
     /// Whether openraft says that this node leads.
     pub fn is_leader(&self) -> bool {
-        self.inner.raft.is_leader()
+        self.inner.raft().is_leader()
     }
 
     /// Proposes `command` with this node's clock and waits until it is fsynced on a majority and applied here.
@@ -403,7 +399,7 @@ impl Group {
         async {
             let sent = self
                 .inner
-                .raft
+                .raft()
                 .client_write_ff(proposal, Some(responder))
                 .await;
             sent.map_err(|e| ProposeError::Unavailable(e.to_string()))?;
@@ -436,7 +432,7 @@ impl Group {
     /// The term in which this node may take mail for this group: it leads, its state machine holds an entry of its own term,
     /// a quorum answered lately, and the group has all its replicas.
     pub fn leading(&self) -> Option<u64> {
-        let m = self.inner.raft.metrics();
+        let m = self.inner.raft().metrics();
         let m = m.borrow_watched();
         let caught_up = m
             .last_applied
@@ -452,7 +448,7 @@ impl Group {
 
     /// What this node knows of the group.
     pub fn view(&self) -> GroupView {
-        let m = self.inner.raft.metrics();
+        let m = self.inner.raft().metrics();
         let m = m.borrow_watched();
         let membership = m.membership_config.membership();
         let index = |l: &Option<super::types::LogId>| l.map_or(0, |l| l.index);
@@ -469,11 +465,9 @@ impl Group {
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             uniform: membership.get_joint_config().len() <= 1,
-            membership: m
-                .membership_config
-                .log_id()
-                .map(|l| l.index)
-                .filter(|at| *at <= index(&m.last_applied)),
+            membership: m.membership_config.log_id().as_ref().map(|l| l.index),
+            committed: m.membership_config.log_id().as_ref().map(|l| l.index)
+                <= m.last_applied.map(|l| l.index),
             matched: m
                 .replication
                 .iter()
@@ -485,7 +479,7 @@ impl Group {
 
     /// Members with their addresses.
     pub fn members(&self) -> BTreeMap<u64, String> {
-        let m = self.inner.raft.metrics();
+        let m = self.inner.raft().metrics();
         let m = m.borrow_watched();
         m.membership_config
             .membership()
@@ -504,15 +498,16 @@ impl Group {
             .map(|(n, _)| *n)
     }
 
-    /// Whether this node stands for election. It does not where it has no part: its votes of old would
-    /// only disturb.
+    /// Whether this node stands for election. It does not where its log does not hold the last membership
+    /// that is known to be committed: it could not win among those, and must not among members of
+    /// old. An emptied replica that is filled again reads memberships in which it was alone (pitfall P7).
     pub fn may_elect(&self, yes: bool) {
-        self.inner.raft.runtime_config().elect(yes);
+        self.inner.raft().runtime_config().elect(yes);
     }
 
     /// Asks `to` to take leadership over.
     pub async fn transfer_to(&self, to: u64) {
-        if let Err(e) = self.inner.raft.trigger().transfer_leader(to).await {
+        if let Err(e) = self.inner.raft().trigger().transfer_leader(to).await {
             tracing::debug!(group = %self.id(), to, error = %e, "leadership transfer not started");
         }
     }
@@ -541,7 +536,8 @@ impl Group {
         if upto.saturating_sub(v.purged) < PURGE_AT_LEAST {
             return;
         }
-        let trigger = self.inner.raft.trigger();
+        let raft = self.inner.raft();
+        let trigger = raft.trigger();
         let asked = async {
             trigger.snapshot().await?;
             trigger.purge_log(upto).await

@@ -19,7 +19,7 @@ use sealane_wire::v1;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -49,6 +49,10 @@ pub(super) enum SnapshotData {
     Incoming(StagedSnapshot),
 }
 
+fn stopped() -> io::Error {
+    io::Error::other("this instance was stopped")
+}
+
 type Pinned = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 /// The state machine of one group.
@@ -62,6 +66,8 @@ pub(super) struct StateMachine {
     missed: watch::Sender<u64>,
     /// What the leader said last: see [`Effect::Settled`].
     settled: Arc<AtomicU64>,
+    /// Set when another instance takes over the store; held while this one writes.
+    retired: Arc<Mutex<bool>>,
 }
 
 impl StateMachine {
@@ -71,6 +77,7 @@ impl StateMachine {
         effects: mpsc::Sender<EffectBatch>,
         missed: watch::Sender<u64>,
         settled: Arc<AtomicU64>,
+        retired: Arc<Mutex<bool>>,
     ) -> io::Result<Self> {
         let applied = store.applied().map_err(io_error)?;
         Ok(Self {
@@ -80,6 +87,7 @@ impl StateMachine {
             effects,
             missed,
             settled,
+            retired,
         })
     }
 
@@ -101,6 +109,10 @@ impl StateMachine {
 
     /// Applies a run in one batch; the answers are in entry order.
     fn apply_run(&mut self, run: &[Entry]) -> io::Result<(Vec<Answer>, Vec<Effect>)> {
+        let retired = self.retired.lock().expect("no panic while held");
+        if *retired {
+            return Err(stopped());
+        }
         let mut txn = self.store.transaction();
         let mut applied = self.applied.clone();
         let mut answers = Vec::with_capacity(run.len());
@@ -229,7 +241,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             membership_at: meta.last_membership.log_id().as_ref().map(codec::position),
             membership: codec::membership_bytes(meta.last_membership.membership()),
         };
-        block_in_place(|| self.store.install(staged, applied.clone())).map_err(io_error)?;
+        block_in_place(|| {
+            let retired = self.retired.lock().expect("no panic while held");
+            if *retired {
+                return Err(stopped());
+            }
+            self.store
+                .install(staged, applied.clone())
+                .map_err(io_error)
+        })?;
         self.applied = applied;
         // Everything may have changed: consumers reread.
         self.missed.send_modify(|n| *n += 1);

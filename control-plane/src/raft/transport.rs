@@ -63,6 +63,25 @@ impl RaftTransport {
             Status::failed_precondition(format!("address.group: no group {}", a.group))
         })
     }
+
+    /// The same where this node may vote: nobody needs the vote of one that the group's leader left out, and
+    /// its replica may have been emptied.
+    fn voter(
+        &self,
+        address: Option<&v1::RaftAddress>,
+    ) -> Result<&super::groups::RaftGroup, Status> {
+        let group = self.group(address)?;
+        if self
+            .groups
+            .registry()
+            .left_out(group.id, self.groups.node_id())
+        {
+            return Err(Status::failed_precondition(
+                "address.to: no member of this group",
+            ));
+        }
+        Ok(group)
+    }
 }
 
 fn bad(e: std::io::Error) -> Status {
@@ -138,7 +157,7 @@ impl RaftService for RaftTransport {
             return Ok(Response::new(Box::pin(futures_util::stream::empty())));
         };
         let group = self.group(first.address.as_ref())?;
-        let raft = group.raft.clone();
+        let raft = group.raft();
         let address = first.address.clone();
         let groups = self.groups.clone();
         let from = address.as_ref().map_or(0, |a| a.from);
@@ -173,9 +192,9 @@ impl RaftService for RaftTransport {
         request: Request<v1::VoteRequest>,
     ) -> Result<Response<v1::VoteReply>, Status> {
         let r = request.into_inner();
-        let group = self.group(r.address.as_ref())?;
+        let group = self.voter(r.address.as_ref())?;
         let reply = group
-            .raft
+            .raft()
             .vote(vote_request(r).map_err(bad)?)
             .await
             .map_err(stopped)?;
@@ -187,9 +206,9 @@ impl RaftService for RaftTransport {
         request: Request<v1::VoteRequest>,
     ) -> Result<Response<v1::VoteReply>, Status> {
         let r = request.into_inner();
-        let group = self.group(r.address.as_ref())?;
+        let group = self.voter(r.address.as_ref())?;
         let reply = group
-            .raft
+            .raft()
             .pre_vote(vote_request(r).map_err(bad)?)
             .await
             .map_err(stopped)?;
@@ -272,7 +291,7 @@ impl RaftService for RaftTransport {
             snapshot: SnapshotData::Incoming(staged),
         };
         let reply = group
-            .raft
+            .raft()
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(stopped)?;
@@ -294,11 +313,11 @@ impl RaftService for RaftTransport {
             r.last_log.as_ref().map(codec::log_id_from_wire),
         );
         let result = group
-            .raft
+            .raft()
             .handle_transfer_leader(request)
             .await
             .map_err(stopped)?;
-        let vote = group.raft.metrics().borrow_watched().vote;
+        let vote = group.raft().metrics().borrow_watched().vote;
         Ok(Response::new(v1::TransferLeaderReply {
             vote: Some(codec::wire_vote(&vote)),
             accepted: result.is_ok(),

@@ -165,6 +165,7 @@ impl<T: WriteTables> Step<'_, T> {
             Op::AllocateNode(o) if meta => without_body(nodes::allocate(self, o)?),
             Op::ChangeNode(o) if meta => without_body(nodes::change(self, &o)?),
             Op::GroupReport(o) if meta => without_body(nodes::report(self, o)?),
+            Op::ForgetReplica(o) if meta => without_body(nodes::forget_replica(self, &o)?),
             Op::ApplyPolicy(o) if meta => without_body(meta::apply_policy(self, o)?),
             Op::Enqueue(o) if !meta => shard::enqueue(self, o),
             Op::Chunk(o) if !meta => shard::chunk(self, o),

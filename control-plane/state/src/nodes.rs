@@ -486,7 +486,7 @@ pub(crate) fn report<T: WriteTables>(
         return Ok(refused("report", "missing, or of no group"));
     };
     let key = o.group.to_be_bytes();
-    let order = |r: &v1::GroupReport| (r.term, r.membership_index, r.revision);
+    let order = |r: &v1::GroupReport| (r.term, r.membership_index, r.revision, r.everywhere);
     let old = get::<v1::GroupReport>(s.tables, Table::Placement, &key)?;
     let effective = |n| {
         Ok(Answer::Counted(v1::Counted {
@@ -529,4 +529,27 @@ pub(crate) fn report<T: WriteTables>(
         }
     }
     effective(1)
+}
+
+/// Whether a node may empty its replica of a shard: nothing is placed there, the shard's leader does not
+/// name it, and every member knows that, so that none of them will ask for this node's vote.
+pub(crate) fn forget_replica<T: WriteTables>(
+    s: &Step<'_, T>,
+    o: &v1::ForgetReplicaOp,
+) -> Result<Answer, TableError> {
+    let placement = queries::placement(s.tables)?;
+    let placed = placement
+        .groups
+        .iter()
+        .any(|g| g.group == o.group && g.nodes.contains(&o.node));
+    let reports = queries::group_reports(s.tables)?;
+    let report = reports.get(&GroupId(o.group));
+    let out = report.is_some_and(|r| {
+        r.everywhere && !r.voters.contains(&o.node) && !r.learners.contains(&o.node)
+    });
+    let yes = GroupId(o.group) != GroupId::META && out && !placed;
+    Ok(Answer::Counted(v1::Counted {
+        effective: u32::from(yes),
+        accepted: Vec::new(),
+    }))
 }

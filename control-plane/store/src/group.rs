@@ -1,7 +1,9 @@
 //! The log of one group, and its state machine's storage.
 use crate::{
     error::StoreError,
-    layout::{BODY, BODY_GC, LOG, META, Meta, frame, index_key, key_index, meta_key, unframe},
+    layout::{
+        BODY, BODY_GC, LOG, META, Meta, SM, frame, index_key, key_index, meta_key, sm_key, unframe,
+    },
     log::{
         LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry,
         decode_position, encode_entry_prefix, encode_position, encode_vote, read_vote,
@@ -227,9 +229,8 @@ impl GroupStore {
         Ok(out)
     }
 
-    /// Drops entries after `index` (all, if `None`) with their bodies.
-    pub fn truncate_after(&self, index: Option<u64>) -> Result<(), StoreError> {
-        // What is queued still raises the high-water mark: it goes first.
+    /// Waits for what is queued: it still raises the high-water mark.
+    fn drain(&self) -> Result<(), StoreError> {
         let (tx, rx) = mpsc::channel();
         self.core.syncer.submit(
             self.id(),
@@ -237,7 +238,43 @@ impl GroupStore {
             Box::new(move |r| drop(tx.send(r))),
         );
         rx.recv()
-            .map_err(|_| StoreError::Poisoned("syncer stopped".into()))??;
+            .map_err(|_| StoreError::Poisoned("syncer stopped".into()))?
+    }
+
+    /// Empties a replica that is no member of the group any more: log, bodies and state go, in one
+    /// batch. The vote stays: what this node promised in a term it has promised. Synced when it returns.
+    pub fn forget(&self) -> Result<(), StoreError> {
+        let _guard = self.shared.bodies.lock().expect("no panic while held");
+        self.drain()?;
+        self.core
+            .hwm
+            .lock()
+            .expect("no panic while held")
+            .lower(self.id(), None)?;
+        self.recent().truncate_after(None);
+        *self.shared.sizes.lock().expect("no panic while held") = LogSizes::default();
+        let mut batch = WriteBatch::default();
+        let (start, end) = (index_key(self.id(), 0), index_key(self.id(), u64::MAX));
+        for family in [LOG, BODY, BODY_GC] {
+            batch.delete_range_cf(self.core.cf(family), start, end);
+        }
+        let (start, end) = (sm_key(self.id(), 0, b""), sm_key(self.id(), u8::MAX, b""));
+        batch.delete_range_cf(self.core.cf(SM), start, end);
+        for field in [
+            Meta::Purged,
+            Meta::Committed,
+            Meta::Applied,
+            Meta::Installing,
+        ] {
+            batch.delete_cf(self.core.cf(META), meta_key(self.id(), field));
+        }
+        self.core.write_once(batch)?;
+        self.core.sync()
+    }
+
+    /// Drops entries after `index` (all, if `None`) with their bodies.
+    pub fn truncate_after(&self, index: Option<u64>) -> Result<(), StoreError> {
+        self.drain()?;
         let keep = match index {
             Some(i) => self
                 .read_entries(i, i + 1, 0)?

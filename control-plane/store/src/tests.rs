@@ -321,6 +321,37 @@ fn a_truncated_log_is_not_mistaken_for_a_lost_one() {
 }
 
 #[test]
+fn a_forgotten_replica_is_empty_keeps_its_vote_and_can_be_filled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, applied) = filled(dir.path());
+    let g = store.group(GroupId(1));
+    vote(&g, 7);
+    let kept = g.read_vote().unwrap();
+    append(&store.group(GroupId(2)), vec![entry(1, b"other")]);
+    assert_ne!(applied, Applied::default());
+    g.forget().unwrap();
+    let check = |store: &Store| {
+        let g = store.group(GroupId(1));
+        assert_eq!(g.log_state().unwrap(), LogState::default());
+        assert_eq!(g.applied().unwrap(), Applied::default());
+        assert_eq!(g.read_vote().unwrap(), kept);
+        assert_eq!(g.read_body(1).unwrap(), None);
+        let rows = Table::ALL.map(|t| g.reader().scan(t, b"", b"", 10).unwrap().len());
+        assert_eq!(rows.iter().sum::<usize>(), 0);
+        let other = store.group(GroupId(2)).log_state().unwrap();
+        assert_eq!(other.last, Some(at(1)), "of this group only");
+    };
+    check(&store);
+    store.shutdown();
+    drop((g, store));
+    let store = open(dir.path());
+    check(&store);
+    let g = store.group(GroupId(1));
+    append(&g, vec![entry(1, b"a"), entry(2, b"b")]);
+    assert_eq!(g.read_entries(1, 3, usize::MAX).unwrap().len(), 2);
+}
+
+#[test]
 fn a_flipped_bit_in_a_record_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let s = open(dir.path());

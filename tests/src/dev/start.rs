@@ -69,7 +69,7 @@ fn plan(folder: &RunFolder, args: &RunArgs) -> Result<State> {
             .with_context(|| format!("there is no port {port}"))?;
         Ok(SocketAddr::new(args.host, port))
     };
-    let control_planes = (0..CONTROL_PLANES)
+    let control_planes: Vec<ControlPlane> = (0..CONTROL_PLANES)
         .map(|index| {
             Ok(ControlPlane {
                 name: format!("control-plane-{}", index + 1),

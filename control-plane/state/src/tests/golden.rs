@@ -138,6 +138,7 @@ fn records_are_encoded_as_ever() {
         voters: vec![300, 2],
         learners: vec![4],
         revision: 5,
+        everywhere: true,
     };
     check(&record, REPORT);
     let record = v1::AuditRecord {
@@ -172,4 +173,4 @@ const NODE: &str = "08ac0212016e1a03613a312204010101012805";
 const AUDIT: &str = "08011201611a0162220163";
 const NODE_OF_TODAY: &str = "08ac0212016e1a03613a312204010101012805500358ac026002";
 const PLACEMENT: &str = "08ac02120708011203ac0202";
-const REPORT: &str = "0801100218032203ac02022a01043005";
+const REPORT: &str = "0801100218032203ac02022a010430053801";

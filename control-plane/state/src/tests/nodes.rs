@@ -89,8 +89,8 @@ impl Log {
                 leader: g.nodes[0],
                 membership_index: last + 1,
                 voters: g.nodes,
-                learners: vec![],
                 revision: placed.revision,
+                ..Default::default()
             };
             self.report(g.group, report);
         }
@@ -152,8 +152,8 @@ fn a_node_leaves_when_every_leader_knew_of_it_and_none_names_it() {
         leader: g.nodes[0],
         membership_index: index,
         voters: [&g.nodes[..], more].concat(),
-        learners: vec![],
         revision,
+        ..Default::default()
     };
     let [meta, first, second] = &placed.groups[..] else {
         panic!()
@@ -301,6 +301,37 @@ fn a_report_of_an_older_term_is_not_believed() {
         matches!(log.report(3, report(9, 9, 1)), Answer::Refused(_)),
         "no such group"
     );
+}
+
+#[test]
+fn a_replica_is_forgotten_once_every_member_knows_that_it_is_none() {
+    let (mut log, [a, b, c]) = three();
+    let d = log.join("d", 4);
+    let may = |log: &mut Log, group, node| {
+        let op = Op::ForgetReplica(v1::ForgetReplicaOp { group, node });
+        log.commit_in(META, op, 0)
+            == Answer::Counted(v1::Counted {
+                effective: 1,
+                accepted: vec![],
+            })
+    };
+    let report = |everywhere, voters: &[u64]| v1::GroupReport {
+        term: 1,
+        membership_index: voters.iter().sum(),
+        voters: voters.to_vec(),
+        everywhere,
+        ..Default::default()
+    };
+    assert!(!may(&mut log, 1, d), "nothing is known of the shard");
+    log.report(1, report(true, &[a, b, c]));
+    assert!(may(&mut log, 1, d));
+    assert!(!may(&mut log, 1, a), "it is placed there");
+    log.report(1, report(false, &[a, b, c, 100]));
+    assert!(!may(&mut log, 1, d), "a member does not know it yet");
+    log.report(1, report(true, &[a, b, c, 100]));
+    assert!(may(&mut log, 1, d));
+    log.report(0, report(true, &[a, b, c]));
+    assert!(!may(&mut log, 0, d), "everybody holds the metadata group");
 }
 
 #[test]
