@@ -101,7 +101,8 @@ async fn serve(
     };
     let node_id = membership.identity.node_id;
     if standing::removed(config, &identity, &membership.identity).await {
-        return Ok(rest(config, node_id, &stop, last, tasks).await);
+        rest(config, node_id, &stop, last, tasks).await;
+        return Ok(());
     }
     let listener = TcpListener::bind(config.listen)
         .await

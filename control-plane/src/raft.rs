@@ -13,6 +13,7 @@ mod changes;
 mod codec;
 mod groups;
 mod instance;
+mod known;
 mod log_store;
 mod network;
 mod state_machine;

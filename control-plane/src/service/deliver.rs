@@ -76,7 +76,16 @@ impl DeliverDesk {
             let mut joined = false;
             tracing::info!(%relay, "delivery stream opened");
             let slots = Arc::new(Semaphore::new(REPORTS));
-            while let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = frames.message().await {
+            let removed = self.groups.until_removed();
+            tokio::pin!(removed);
+            loop {
+                let next = tokio::select! {
+                    () = &mut removed => break,
+                    next = frames.message() => next,
+                };
+                let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = next else {
+                    break;
+                };
                 match frame {
                     Frame::Hello(_) => {}
                     Frame::Credit(c) => {

@@ -24,6 +24,10 @@ impl PolicyService for PolicyRpc {
         _: Request<v1::PolicyWatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let stream = WatchStream::new(self.view.subscribe()).map(|r| Ok(r.wire));
+        // A node that was removed hears of no policy any more: who watches goes elsewhere.
+        let groups = self.proposer.groups.clone();
+        let removed = async move { groups.until_removed().await };
+        let stream = futures_util::StreamExt::take_until(stream, Box::pin(removed));
         Ok(Response::new(Box::pin(stream)))
     }
 

@@ -108,8 +108,11 @@ impl SubmitDesk {
             let mut claims = self.claims.subscribe();
             claims.mark_changed();
             let tasks = TaskTracker::new();
+            let removed = self.groups.until_removed();
+            tokio::pin!(removed);
             loop {
                 tokio::select! {
+                    () = &mut removed => break,
                     changed = claims.changed() => {
                         if changed.is_err() { break; }
                         let leading = claims.borrow_and_update().as_ref().clone();

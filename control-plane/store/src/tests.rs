@@ -324,6 +324,7 @@ fn a_truncated_log_is_not_mistaken_for_a_lost_one() {
 fn a_forgotten_replica_is_empty_keeps_its_vote_and_can_be_filled_again() {
     let dir = tempfile::tempdir().unwrap();
     let (store, applied) = filled(dir.path());
+    store.set_identity(&identity()).unwrap();
     let g = store.group(GroupId(1));
     vote(&g, 7);
     let kept = g.read_vote().unwrap();

@@ -211,11 +211,17 @@ fn a_replacement_takes_exactly_the_places_of_the_lost_one() {
         (log.state(b), log.state(d)),
         (State::Removed, State::Active)
     );
-    let groups = before.groups.into_iter().map(|mut g| {
-        g.nodes.iter_mut().filter(|n| **n == b).for_each(|n| *n = d);
-        g
-    });
-    assert_eq!(log.placed().groups, groups.collect::<Vec<_>>());
+    let leader_and_all = |g: v1::GroupPlacement| {
+        let nodes = g.nodes.into_iter().map(|n| if n == b { d } else { n });
+        let nodes: Vec<u64> = nodes.collect();
+        (
+            g.group,
+            nodes[0],
+            nodes.into_iter().collect::<BTreeSet<_>>(),
+        )
+    };
+    let of = |p: v1::PlacementRecord| p.groups.into_iter().map(leader_and_all).collect::<Vec<_>>();
+    assert_eq!(of(log.placed()), of(before));
     assert_eq!(log.change(Action::Replace, "b", "d"), d, "asked again");
     assert!(
         log.refuses(Action::Replace, "a", "b")
