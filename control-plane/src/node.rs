@@ -221,6 +221,7 @@ async fn serve(
         disk_full,
         stop.clone(),
     ));
+    tasks.spawn(dispatch.clone().watch(desk.clone(), stop.clone()));
     tasks.spawn(dispatch.run(desk, effects, missed, stop.clone()));
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;
