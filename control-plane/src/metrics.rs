@@ -18,6 +18,11 @@ struct OutcomeLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ShardLabel {
     shard: u32,
 }
@@ -31,6 +36,7 @@ pub(crate) struct Metrics {
     leases: Counter,
     leases_expired: Counter,
     dsns: Counter,
+    watchdog: Family<KindLabel, Counter>,
     queue_depth: Family<ShardLabel, Gauge>,
     queue_oldest_seconds: Family<ShardLabel, Gauge>,
     leads: Family<ShardLabel, Gauge>,
@@ -46,6 +52,7 @@ impl Metrics {
             leases: Counter::default(),
             leases_expired: Counter::default(),
             dsns: Counter::default(),
+            watchdog: Family::default(),
             queue_depth: Family::default(),
             queue_oldest_seconds: Family::default(),
             leads: Family::default(),
@@ -70,6 +77,11 @@ impl Metrics {
             m.leases_expired.clone(),
         );
         r.register("dsns", "Non-delivery reports enqueued", m.dsns.clone());
+        r.register(
+            "watchdog_findings",
+            "Messages that nobody looked after, by what was wrong; anything but 0 is worth a report",
+            m.watchdog.clone(),
+        );
         r.register(
             "queue_depth",
             "Messages in a shard that this node leads",
@@ -112,6 +124,9 @@ impl Metrics {
     }
     pub(crate) fn dsn(&self) {
         self.dsns.inc();
+    }
+    pub(crate) fn watchdog(&self, kind: &'static str) {
+        self.watchdog.get_or_create(&KindLabel { kind }).inc();
     }
     pub(crate) fn relays(&self, n: usize) {
         self.relays.set(i64::try_from(n).unwrap_or(i64::MAX));

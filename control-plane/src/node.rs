@@ -237,6 +237,7 @@ async fn serve(
         disk_full,
         work.clone(),
     ));
+    tasks.spawn(dispatch.clone().watch(desk.clone(), work.clone()));
     tasks.spawn(dispatch.run(desk, effects, missed, work.clone()));
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;

@@ -207,6 +207,12 @@ impl Scheduler {
         }
     }
 
+    /// Whether a message has an item or a lease here.
+    pub fn knows(&self, id: MessageId) -> bool {
+        let shard = self.shards.get(&id.shard());
+        shard.is_some_and(|s| s.items.contains_key(&id) || s.leases.contains_key(&id))
+    }
+
     /// Takes one item of a message out of its list and away.
     fn remove_item(&mut self, id: MessageId, destination: Name) {
         let Some(shard) = self.shards.get_mut(&id.shard()) else {

@@ -14,6 +14,7 @@
 mod build;
 mod grant;
 mod index;
+mod watchdog;
 
 use crate::{
     metrics::Metrics,

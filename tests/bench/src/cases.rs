@@ -106,26 +106,50 @@ pub(crate) fn all() -> Vec<Case> {
     ]
 }
 
+/// Leaders killed while mail flows: `crate::failover`.
+pub(crate) const FAILOVER: &str = "failover";
+/// A crowd of waiting messages: `crate::waiting`.
+pub(crate) const WAITING: &str = "waiting";
+
+/// What was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    pub(crate) cases: Vec<Case>,
+    pub(crate) failover: bool,
+    pub(crate) waiting: bool,
+}
+
 /// The named ones, or all.
 ///
 /// # Errors
 /// When there is no case of that name.
-pub(crate) fn select(names: &[String]) -> Result<Vec<Case>> {
+pub(crate) fn select(names: &[String]) -> Result<Selection> {
     let known = all();
     if names.is_empty() {
-        return Ok(known);
+        return Ok(Selection {
+            cases: known,
+            failover: true,
+            waiting: true,
+        });
     }
-    let mut out = Vec::new();
+    let mut out = Selection::default();
     for name in names {
-        match known.iter().find(|case| case.name == name) {
-            Some(case) => out.push(case.clone()),
-            None => bail!("no case is called {name:?}; --list names them"),
+        match (name.as_str(), known.iter().find(|case| case.name == name)) {
+            (_, Some(case)) => out.cases.push(case.clone()),
+            (FAILOVER, None) => out.failover = true,
+            (WAITING, None) => out.waiting = true,
+            _ => bail!("no case is called {name:?}; --list names them"),
         }
     }
     Ok(out)
 }
 
 impl Case {
+    /// What all others are compared with.
+    pub(crate) fn base() -> Self {
+        BASE
+    }
+
     /// For people.
     pub(crate) fn describe(&self) -> String {
         let size = if self.size >= 1 << 20 {

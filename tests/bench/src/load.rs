@@ -70,7 +70,7 @@ pub(crate) async fn run(
 }
 
 /// A message of `size` octets with its end-of-data mark behind it.
-fn body(size: usize) -> Vec<u8> {
+pub(crate) fn body(size: usize) -> Vec<u8> {
     let mut out =
         b"From: <bench@client.example>\r\nTo: <bench@served.example>\r\nSubject: bench\r\n\r\n"
             .to_vec();
@@ -150,14 +150,15 @@ async fn offer(
     Ok(())
 }
 
-struct Connection {
+/// An SMTP connection after its handshake and EHLO.
+pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     buffer: Vec<u8>,
     sent: usize,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr, tls: &Arc<ClientConfig>) -> Result<Self> {
+    pub(crate) async fn open(address: SocketAddr, tls: &Arc<ClientConfig>) -> Result<Self> {
         let mut tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         let mut buffer = Vec::new();
@@ -180,17 +181,17 @@ impl Connection {
         Ok(connection)
     }
 
-    async fn send(&mut self, octets: &[u8]) -> Result<()> {
+    pub(crate) async fn send(&mut self, octets: &[u8]) -> Result<()> {
         self.stream.write_all(octets).await?;
         self.stream.flush().await?;
         Ok(())
     }
 
-    async fn expect(&mut self, code: &[u8]) -> Result<()> {
+    pub(crate) async fn expect(&mut self, code: &[u8]) -> Result<()> {
         expect(&mut self.stream, &mut self.buffer, code).await
     }
 
-    async fn quit(mut self) {
+    pub(crate) async fn quit(mut self) {
         if self.send(b"QUIT\r\n").await.is_ok() {
             let _bye = tokio::time::timeout(Duration::from_secs(2), self.expect(b"221")).await;
         }

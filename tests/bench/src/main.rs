@@ -10,12 +10,14 @@
 //! case starts a fresh system on empty volumes. Durability is never off.
 
 mod cases;
+mod failover;
 mod load;
 mod measure;
 mod report;
 mod run;
 mod sink;
 mod times;
+mod waiting;
 
 use std::path::PathBuf;
 
@@ -37,6 +39,9 @@ struct Args {
     /// Runs of every case; the median by delivered messages is reported.
     #[arg(long, default_value_t = 1)]
     repeat: usize,
+    /// Messages that wait in the case `waiting`.
+    #[arg(long, default_value_t = 1_000_000)]
+    waiting: usize,
     /// JSON report.
     #[arg(long, default_value = "target/bench/report.json")]
     report: PathBuf,
@@ -57,11 +62,20 @@ fn main() -> Result<()> {
         for case in cases::all() {
             println!("{:<24} {}", case.name, case.describe());
         }
+        println!(
+            "{:<24} leaders killed with -9 while mail flows: the longest gap in acceptance",
+            cases::FAILOVER
+        );
+        println!(
+            "{:<24} {} messages to 1,000 deferring destinations, then base again, then a restart",
+            cases::WAITING,
+            args.waiting
+        );
         return Ok(());
     }
-    let cases = cases::select(&args.cases)?;
+    let selected = cases::select(&args.cases)?;
     let mut report = report::Report::new(args.smoke);
-    for case in cases {
+    for case in selected.cases {
         let case = if args.smoke { case.small() } else { case };
         eprintln!("== {} ({})", case.name, case.describe());
         let mut runs = Vec::new();
@@ -86,6 +100,23 @@ fn main() -> Result<()> {
             _ => None,
         };
         report.add(&case, ours, theirs);
+        // A later case may fail: what was measured is kept.
+        report.write(&args.report)?;
+    }
+    if selected.failover {
+        eprintln!("== {}", cases::FAILOVER);
+        let kills = if args.smoke { 1 } else { 5 };
+        report.failover = Some(failover::run(kills).context("case failover")?);
+        report.write(&args.report)?;
+    }
+    if selected.waiting {
+        let (count, probe) = if args.smoke {
+            (2_000, 200)
+        } else {
+            (args.waiting, 30_000)
+        };
+        eprintln!("== {} ({count} messages)", cases::WAITING);
+        report.waiting = Some(waiting::run(count, probe).context("case waiting")?);
     }
     report.write(&args.report)?;
     println!("{report}");

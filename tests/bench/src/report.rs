@@ -10,8 +10,10 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::cases::Case;
+use crate::failover;
 use crate::measure::{Syncs, Usage};
 use crate::times::Times;
+use crate::waiting;
 
 /// Milliseconds at percentiles.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -158,6 +160,10 @@ pub(crate) struct Report {
     smoke: bool,
     cores: usize,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failover: Option<failover::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) waiting: Option<waiting::Figures>,
 }
 
 impl Report {
@@ -166,6 +172,8 @@ impl Report {
             smoke,
             cores: std::thread::available_parallelism().map_or(0, Into::into),
             rows: Vec::new(),
+            failover: None,
+            waiting: None,
         }
     }
 
@@ -239,6 +247,38 @@ impl fmt::Display for Report {
         if self.smoke {
             writeln!(f, "(smoke run: these figures measure nothing)")?;
         }
-        write!(f, "{table}")
+        if !self.rows.is_empty() {
+            writeln!(f, "{table}")?;
+        }
+        if let Some(failover) = &self.failover {
+            writeln!(
+                f,
+                "leader killed {} times: longest gap in acceptance {:.0} ms (each: {:.0?})",
+                failover.gaps_ms.len(),
+                failover.longest_ms(),
+                failover.gaps_ms
+            )?;
+        }
+        if let Some(w) = &self.waiting {
+            let keepers = w
+                .memory
+                .iter()
+                .filter(|(name, _)| !name.starts_with("relay"));
+            let memory = keepers.map(|(_, m)| *m).max().unwrap_or(0) >> 20;
+            writeln!(
+                f,
+                "{} messages waiting: {:.2} of the acceptance and {:.2} of the delivery rate of an empty queue, \
+                 250 after p99 {:.1} ms ({:.1} with an empty queue); {memory} MiB at most in a control-plane node; \
+                 all killed: first 250 after {:.1} s, all ready after {:.1} s",
+                w.waiting,
+                w.accepted_ratio,
+                w.delivered_ratio,
+                w.crowded.reply_ms.p99,
+                w.empty.reply_ms.p99,
+                w.restart_to_first_250,
+                w.restart_to_ready
+            )?;
+        }
+        Ok(())
     }
 }

@@ -25,7 +25,7 @@ const STUCK: Duration = Duration::from_secs(60);
 const DELAYS: &str = "[2s]";
 
 /// A runtime whose threads are named, so that their CPU can be told apart.
-fn runtime(name: &'static str, threads: usize) -> Result<Runtime> {
+pub(crate) fn runtime(name: &'static str, threads: usize) -> Result<Runtime> {
     Ok(Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name(name)
@@ -75,55 +75,75 @@ impl Meter for PostfixMeter {
     }
 }
 
+/// A running Sealane with its sink.
+pub(crate) struct Bed {
+    pub(crate) main: Runtime,
+    pub(crate) sink: Sink,
+    pub(crate) cluster: Cluster,
+    /// Kept for the sink's sake.
+    _sinks: Runtime,
+}
+
+impl Bed {
+    /// Two relays and so many control-plane nodes on empty volumes, one sink for all mail.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start(nodes: usize, shards: u32, hold: bool) -> Result<Self> {
+        let main = runtime("main", 1)?;
+        let sinks = runtime("sink", 1)?;
+        let sink = sinks.block_on(Sink::start(Arc::new(Times::new(0)), hold))?;
+        let builder = Cluster::builder()
+            .control_planes(nodes)
+            .relays(2)
+            .delays(DELAYS)
+            .next_hop(sink.address)
+            .settings(|s| {
+                s.shards = shards;
+                "60s".clone_into(&mut s.lease);
+            });
+        let cluster = main.block_on(builder.start())?;
+        Ok(Self {
+            main,
+            sink,
+            cluster,
+            _sinks: sinks,
+        })
+    }
+
+    /// Runs a case's load, from the first connection to the last delivery.
+    ///
+    /// # Errors
+    /// When mail is lost or nothing moves.
+    pub(crate) fn measure(&self, case: &Case) -> Result<Figures> {
+        let mut pids = BTreeMap::new();
+        for name in self.cluster.layout.names() {
+            pids.insert(name.clone(), self.cluster.pid(&name)?);
+        }
+        let metrics = self.cluster.layout.control_planes.iter();
+        let meter = SealaneMeter {
+            pids,
+            metrics: metrics.map(|n| (n.name.clone(), n.metrics)).collect(),
+        };
+        let work = Work::new(case, &self.sink, self.targets(Kind::Mx));
+        work.measure(&self.main, &meter)
+    }
+
+    pub(crate) fn targets(&self, kind: Kind) -> Vec<SocketAddr> {
+        let targets = self.cluster.targets(kind);
+        targets.iter().map(|t| t.address).collect()
+    }
+}
+
 /// Sealane: two relays and the case's control plane.
 ///
 /// # Errors
 /// When it does not start, or mail is lost.
 pub(crate) fn sealane(case: &Case) -> Result<Figures> {
-    let main = runtime("main", 1)?;
-    let times = Arc::new(Times::new(case.messages));
-    let sinks = runtime("sink", 1)?;
-    let sink = sinks.block_on(Sink::start(Arc::clone(&times), case.hold))?;
-    let shards = case.shards;
-    let builder = Cluster::builder()
-        .control_planes(case.nodes)
-        .relays(2)
-        .delays(DELAYS)
-        .next_hop(sink.address)
-        .settings(|s| {
-            s.shards = shards;
-            "60s".clone_into(&mut s.lease);
-        });
-    let cluster = main.block_on(builder.start())?;
-    let mut pids = BTreeMap::new();
-    for name in cluster.layout.names() {
-        pids.insert(name.clone(), cluster.pid(&name)?);
-    }
-    let metrics = cluster.layout.control_planes.iter();
-    let meter = SealaneMeter {
-        pids,
-        metrics: metrics.map(|n| (n.name.clone(), n.metrics)).collect(),
-    };
-    let targets = cluster
-        .targets(Kind::Mx)
-        .iter()
-        .map(|t| t.address)
-        .collect();
-    let work = Work {
-        case,
-        times,
-        sink,
-        targets,
-        domain: policy::SERVED,
-    };
-    let figures = work.measure(&main, &meter);
-    match figures {
-        Ok(f) => {
-            cluster.pass()?;
-            Ok(f)
-        }
-        Err(e) => Err(e),
-    }
+    let bed = Bed::start(case.nodes, case.shards, case.hold)?;
+    let figures = bed.measure(case)?;
+    bed.cluster.pass()?;
+    Ok(figures)
 }
 
 /// Postfix, alone on the machine: TLS required both ways, its own durable queue, connections reused.
@@ -132,21 +152,14 @@ pub(crate) fn sealane(case: &Case) -> Result<Figures> {
 /// When it does not start, or mail is lost.
 pub(crate) fn postfix(case: &Case) -> Result<Figures> {
     let main = runtime("main", 1)?;
-    let times = Arc::new(Times::new(case.messages));
     let sinks = runtime("sink", 1)?;
-    let sink = sinks.block_on(Sink::start(Arc::clone(&times), case.hold))?;
+    let sink = sinks.block_on(Sink::start(Arc::new(Times::new(0)), case.hold))?;
     let folder = tempfile::Builder::new().prefix("sealane-").tempdir()?;
     let extra = "smtp_tls_connection_reuse = yes\nsmtp_connection_cache_on_demand = yes\nsmtp_tls_loglevel = 0\nsmtpd_tls_loglevel = 0\n\
                  smtpd_client_connection_count_limit = 0\nmessage_size_limit = 104857600\nmailbox_size_limit = 0\ndefault_process_limit = 150\n";
     let postfix = Postfix::start(&folder.path().join("postfix"), sink.address, extra)?;
     let meter = PostfixMeter(postfix.master()?);
-    let work = Work {
-        case,
-        times,
-        sink,
-        targets: vec![postfix.address],
-        domain: policy::SERVED,
-    };
+    let work = Work::new(case, &sink, vec![postfix.address]);
     work.measure(&main, &meter).with_context(|| {
         let log = postfix.log();
         let tail: Vec<&str> = log.lines().rev().take(20).collect();
@@ -157,19 +170,29 @@ pub(crate) fn postfix(case: &Case) -> Result<Figures> {
 struct Work<'a> {
     case: &'a Case,
     times: Arc<Times>,
-    sink: Sink,
+    sink: &'a Sink,
     targets: Vec<SocketAddr>,
-    domain: &'static str,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(case: &'a Case, sink: &'a Sink, targets: Vec<SocketAddr>) -> Self {
+        let times = Arc::new(Times::new(case.messages));
+        sink.record(Arc::clone(&times));
+        Self {
+            case,
+            times,
+            sink,
+            targets,
+        }
+    }
+
     fn measure(self, main: &Runtime, meter: &impl Meter) -> Result<Figures> {
         let loads = runtime("load", 1)?;
         let (before, own_before) = (main.block_on(meter.read())?, measure::threads()?);
         self.times.begin();
-        let (case, targets, domain) = (self.case.clone(), self.targets.clone(), self.domain);
+        let (case, targets) = (self.case.clone(), self.targets.clone());
         let table = Arc::clone(&self.times);
-        loads.block_on(async move { load::run(&case, targets, domain, table).await })?;
+        loads.block_on(async move { load::run(&case, targets, policy::SERVED, table).await })?;
         self.sink.open();
         main.block_on(self.delivered())?;
         let (after, own_after) = (main.block_on(meter.read())?, measure::threads()?);

@@ -1,8 +1,8 @@
 //! The sink: takes mail over STARTTLS, notes when, keeps nothing.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, RwLock};
 
 use anyhow::{Context, Result, bail};
 use memchr::memmem;
@@ -14,6 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::times::Times;
 
 const END: &[u8] = b"\r\n.\r\n";
+/// Recipients below this domain hear 451, always.
+pub(crate) const WAITING: &str = "waiting.example";
 
 /// A listening sink.
 #[derive(Debug)]
@@ -24,11 +26,13 @@ pub(crate) struct Sink {
 
 #[derive(Debug)]
 struct Shared {
-    times: Arc<Times>,
+    /// Of the work that is going on.
+    times: RwLock<Arc<Times>>,
     tls: Arc<ServerConfig>,
     /// 451 to every recipient while this stands.
     closed: AtomicBool,
     connections: AtomicU64,
+    deferred: AtomicU64,
 }
 
 impl Sink {
@@ -40,10 +44,11 @@ impl Sink {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            times,
+            times: RwLock::new(times),
             tls: sealane_tests::tls::self_signed_server("sink.example")?,
             closed: AtomicBool::new(closed),
             connections: AtomicU64::new(0),
+            deferred: AtomicU64::new(0),
         });
         let server = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -60,6 +65,16 @@ impl Sink {
     /// From now on mail is taken.
     pub(crate) fn open(&self) {
         self.shared.closed.store(false, Relaxed);
+    }
+
+    /// Other work begins: deliveries are noted here from now on.
+    pub(crate) fn record(&self, times: Arc<Times>) {
+        *self.shared.times.write().expect("no panic while held") = times;
+    }
+
+    /// Recipients that heard 451 because of their domain.
+    pub(crate) fn deferred(&self) -> u64 {
+        self.shared.deferred.load(Relaxed)
     }
 
     /// TLS sessions so far.
@@ -110,6 +125,10 @@ async fn mail(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) 
                 b"250-sink.example\r\n250-PIPELINING\r\n250-SIZE 104857600\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n",
             ),
             b"MAIL" => out.extend_from_slice(b"250 2.1.0 ok\r\n"),
+            b"RCPT" if memmem::find(&line, WAITING.as_bytes()).is_some() => {
+                shared.deferred.fetch_add(1, Relaxed);
+                out.extend_from_slice(b"451 4.3.0 later\r\n");
+            }
             b"RCPT" if shared.closed.load(Relaxed) => {
                 out.extend_from_slice(b"451 4.3.0 later\r\n");
             }
@@ -124,8 +143,9 @@ async fn mail(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) 
                 stream.flush().await?;
                 out.clear();
                 content(&mut stream, &mut buffer).await?;
-                for n in numbers.drain(..) {
-                    shared.times.delivered(n);
+                {
+                    let times = shared.times.read().expect("no panic while held");
+                    numbers.drain(..).for_each(|n| times.delivered(n));
                 }
                 out.extend_from_slice(b"250 2.0.0 taken\r\n");
             }

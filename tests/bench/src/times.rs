@@ -111,6 +111,18 @@ impl Times {
         self.spans(|row| &row.delivered)
     }
 
+    /// The longest time without a 250 that ended after `from`, if there were any.
+    pub(crate) fn longest_gap(&self, from: Instant) -> Option<Duration> {
+        let start = self.start.get()?;
+        let from = u64::try_from(from.duration_since(*start).as_micros()).ok()?;
+        let times = self.rows.iter().map(|row| row.accepted.load(Relaxed));
+        let mut after: Vec<u64> = times.filter(|at| *at != NEVER && *at >= from).collect();
+        after.push(from);
+        after.sort_unstable();
+        let gaps = after.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.max().map(Duration::from_micros)
+    }
+
     fn spans(&self, end: impl Fn(&Row) -> &AtomicU64) -> Vec<u64> {
         let mut out: Vec<u64> = self
             .rows

@@ -12,6 +12,7 @@ fn every_kind_of_case_runs_and_reports_what_it_did() -> Result<()> {
     let report = folder.path().join("report.json");
     let output = Command::new(env!("CARGO_BIN_EXE_sealane-bench"))
         .args(["base", "64k-waits", "1-message", "1-node", "1-shard"])
+        .args(["failover", "waiting"])
         .args(["--smoke", "--peer", "postfix", "--report"])
         .arg(&report)
         .output()?;
@@ -55,6 +56,19 @@ fn every_kind_of_case_runs_and_reports_what_it_did() -> Result<()> {
     ensure!(
         rows.iter().any(|row| row.get("delivered_ratio").is_some()),
         "no ratio to the peer"
+    );
+    ensure!(
+        report["failover"]["gaps_ms"]
+            .as_array()
+            .is_some_and(|gaps| gaps.len() == 1),
+        "no leader was killed: {}",
+        report["failover"]
+    );
+    let waiting = &report["waiting"];
+    ensure!(waiting["waiting"] == 2_000, "nothing waited: {waiting}");
+    ensure!(
+        waiting["restart_to_first_250"].as_f64().unwrap_or(0.0) > 0.0,
+        "no restart: {waiting}"
     );
     Ok(())
 }

@@ -137,6 +137,21 @@ impl Index {
         self.shards.keys().copied().collect()
     }
 
+    /// Shards whose messages are all here.
+    pub(super) fn built_shards(&self) -> Vec<GroupId> {
+        let built = self.shards.iter().filter(|(_, s)| s.building.is_none());
+        built.map(|(group, _)| *group).collect()
+    }
+
+    /// Whether something is going to happen to a message.
+    pub(super) fn knows(&self, id: MessageId) -> bool {
+        self.scheduler.knows(id)
+            || self
+                .shards
+                .get(&id.shard().group())
+                .is_some_and(|s| s.pending.contains(&id) || s.reserved.contains_key(&id))
+    }
+
     fn forget(&mut self, group: GroupId) {
         self.shards.remove(&group);
         if let Some(shard) = ShardId::new(group.0) {
