@@ -9,7 +9,7 @@
 //! Entry points: [`Groups`] (all groups of this node) and [`Group::propose`]. On-disk and wire
 //! formats are ours (`codec`), never serialized openraft types.
 
-mod codec;
+pub(crate) mod codec;
 mod groups;
 mod log_store;
 mod network;

@@ -1,7 +1,9 @@
 //! Compiles `proto/sealane/v1/*.proto` with protox: no `protoc` on the machine.
 use std::error::Error;
 
-const PROTOS: &[&str] = &["common", "queue", "policy", "admin", "cluster", "state"];
+const PROTOS: &[&str] = &[
+    "common", "queue", "policy", "admin", "cluster", "state", "backup",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Asked when it runs, not when it was compiled: two clones may share a target folder.

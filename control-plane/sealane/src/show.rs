@@ -5,13 +5,13 @@ use sealane_wire::v1::{self, admin_client::AdminClient, change_messages_request:
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut t = Table::new();
     t.load_preset(NOTHING).set_header(header);
     t
 }
 
-fn age(ms: u64) -> String {
+pub(crate) fn age(ms: u64) -> String {
     match ms / 1000 {
         s @ 0..=119 => format!("{s}s"),
         s @ 120..=7199 => format!("{}m", s / 60),
@@ -20,18 +20,18 @@ fn age(ms: u64) -> String {
     }
 }
 
-fn date(ms: u64) -> String {
+pub(crate) fn date(ms: u64) -> String {
     let at = i64::try_from(ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     at.map(|t| t.to_string()).unwrap_or_default()
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 
-fn print(output: Output, json: &Value, table: impl FnOnce() -> String) {
+pub(crate) fn print(output: Output, json: &Value, table: impl FnOnce() -> String) {
     match output {
         Output::Table => println!("{}", table()),
         Output::Json => println!("{json}"),

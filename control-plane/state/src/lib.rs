@@ -19,6 +19,7 @@ mod hold;
 mod meta;
 pub mod queries;
 mod records;
+mod restore;
 mod shard;
 mod tables;
 #[cfg(test)]

@@ -134,3 +134,8 @@ pub fn nodes(t: &impl ReadTables) -> Result<Vec<v1::NodeRecord>, TableError> {
 pub fn cluster(t: &impl ReadTables) -> Result<Option<v1::ClusterRecord>, TableError> {
     get(t, Table::Cluster, b"")
 }
+
+/// The restore that this group takes or took part in.
+pub fn restore(t: &impl ReadTables) -> Result<Option<v1::RestoreRecord>, TableError> {
+    get(t, Table::Cluster, crate::restore::KEY)
+}

@@ -13,6 +13,7 @@ mod clock;
 mod golden;
 mod leases;
 mod report;
+mod restore;
 mod sweep;
 mod walk;
 

@@ -122,6 +122,18 @@ fn records_are_encoded_as_ever() {
         detail: "c".into(),
     };
     check(&record, AUDIT);
+    let record = v1::RestoreRecord {
+        backup: Bytes::from_static(&[2; 4]),
+        state: v1::restore_record::State::Restored.into(),
+        source_cluster: "c-1".into(),
+        begun_at_ms: 4,
+        ended_at_ms: 5,
+        hold: "h".into(),
+        policy: true,
+        last: Bytes::from_static(&[1; 4]),
+        messages: 9,
+    };
+    check(&record, RESTORE);
 }
 
 #[test]
@@ -145,3 +157,4 @@ const CLOCK: &str = "08011002180320042a016b";
 const CLUSTER: &str = "0a03632d3112016318082003";
 const NODE: &str = "08ac0212016e1a03613a312204010101012805";
 const AUDIT: &str = "08011201611a0162220163";
+const RESTORE: &str = "0a040202020210021a03632d312004280532016838014204010101014809";
