@@ -246,10 +246,9 @@ async fn create(connection: &Connection, output: Output, to: &Path) -> anyhow::R
     let mut groups = Vec::new();
     let mut next = 0;
     while next == 0 || next <= copying.header.shards {
-        let done = nodes.at_leader(&format!("group {next}"), async |channel| {
-            copying.take(channel, next).await
-        });
-        groups.push(done.await?);
+        let what = format!("group {next}");
+        let take = async |channel| copying.take(channel, next).await;
+        groups.push(nodes.at_leader(&what, take).await?);
         next += 1;
     }
     let header = copying.header.clone();
