@@ -236,7 +236,7 @@ impl BackupService for BackupRpc {
         let committed = self.proposer.propose(GroupId::META, op).await?;
         match committed.reply.result {
             Some(Answer::Restore(record)) => Ok(Response::new(v1::RestoreClusterReply {
-                record: Some(record),
+                record: Some(*record),
             })),
             Some(Answer::Refused(r)) => Err(refusal(&r)),
             _ => Err(Status::internal("unexpected answer of the state machine")),

@@ -172,7 +172,7 @@ impl Restore {
         }
         match timeout(COMMIT, self.group.propose(op, body)).await {
             Ok(Ok(committed)) => match committed.reply.result {
-                Some(Answer::Restore(record)) => Ok(Reply::Record(record)),
+                Some(Answer::Restore(record)) => Ok(Reply::Record(*record)),
                 // Aborted: its relay withdrew it in this cluster; the message then is passed over.
                 Some(Answer::Chunk(_) | Answer::Aborted(_)) => Ok(Reply::Chunk(v1::ChunkStored {})),
                 Some(Answer::Refused(r)) => Err(refusal(&r)),

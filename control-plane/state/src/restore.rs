@@ -31,7 +31,7 @@ fn record<T: WriteTables>(s: &Step<'_, T>) -> Result<Option<v1::RestoreRecord>, 
 
 fn save<T: WriteTables>(s: &mut Step<'_, T>, record: v1::RestoreRecord) -> Answer {
     put(s.tables, Table::Cluster, KEY, &record);
-    Answer::Restore(record)
+    Answer::Restore(record.into())
 }
 
 /// The record of the restore that `backup` belongs to.
@@ -62,7 +62,7 @@ fn begin<T: WriteTables>(
         } else if r.hold != o.hold {
             refused("hold", format!("the restore was begun with {:?}", r.hold))
         } else {
-            Answer::Restore(r)
+            Answer::Restore(r.into())
         });
     }
     if let Err(a) = fresh {
@@ -128,7 +128,7 @@ fn policy<T: WriteTables>(
         Err(a) => return Ok(a),
     };
     if r.policy {
-        return Ok(Answer::Restore(r));
+        return Ok(Answer::Restore(r.into()));
     }
     let revision = meta::revision(s)?;
     if revision != 0 {
@@ -214,7 +214,7 @@ pub(crate) fn shard<T: WriteTables>(
         Do::Message(m) => message(s, r, m),
         Do::Fates(f) => Ok((fates(s, r, f)?, false)),
         Do::Close(c) => Ok((close(s, r, &c), false)),
-        Do::Open(_) => Ok((Answer::Restore(r), false)),
+        Do::Open(_) => Ok((Answer::Restore(r.into()), false)),
     }
 }
 
@@ -235,7 +235,7 @@ fn fates<T: WriteTables>(
             }
         }
     }
-    Ok(Answer::Restore(r))
+    Ok(Answer::Restore(r.into()))
 }
 
 fn close<T: WriteTables>(
@@ -264,7 +264,7 @@ fn message<T: WriteTables>(
     };
     if m.id <= r.last {
         drop_uploads(s, id)?;
-        return Ok((Answer::Restore(r), false));
+        return Ok((Answer::Restore(r.into()), false));
     }
     if r.state() == Progress::Restored {
         return Ok((refused("restore", "of this shard is over"), false));

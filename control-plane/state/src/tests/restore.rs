@@ -66,7 +66,7 @@ fn message(n: u8, after: u8, states: &[State]) -> Op {
 
 fn progress(answer: Answer) -> v1::RestoreRecord {
     match answer {
-        Answer::Restore(r) => r,
+        Answer::Restore(r) => *r,
         other => panic!("{other:?}"),
     }
 }
