@@ -18,6 +18,8 @@ use sealane_tests::wait;
 
 /// Messages under way at any time, so that every kill finds some between commit and reply.
 const CONNECTIONS: usize = 60;
+/// Deliveries that one relay node may have in the air (its default credits).
+const IN_FLIGHT: usize = 100;
 /// Processes killed with -9 at least.
 const KILLS: usize = 16;
 /// Faults are made for this long at most.
@@ -213,6 +215,11 @@ async fn no_answer_is_a_lie_when_leaders_die_between_commit_and_reply() -> Resul
         "a fault of ours became a 5xx: {verdict}"
     );
     ensure!(faults.kills >= 15, "only {} kills", faults.kills);
+    let bound = verdict.unknown + (faults.kills + faults.pauses) * IN_FLIGHT;
+    ensure!(
+        verdict.duplicates <= bound,
+        "more than {bound} duplicates: {verdict}"
+    );
     // The window was hit: committed, but the answer did not come; and both ends of not knowing were reached.
     ensure!(
         faults.repeated() > 0,
