@@ -18,6 +18,9 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/sealane.v1.Admin/ShowMessage", &[Admin, Viewer]),
     ("/sealane.v1.Admin/ChangeMessages", &[Admin]),
     ("/sealane.v1.Admin/ChangeNode", &[Admin, Operator]),
+    ("/sealane.v1.Backup/Export", &[Admin]),
+    ("/sealane.v1.Backup/RestoreCluster", &[Admin]),
+    ("/sealane.v1.Backup/RestoreShard", &[Admin]),
     ("/sealane.v1.Cluster/Join", &[Control]),
     ("/sealane.v1.Cluster/Identify", &[Control]),
     ("/sealane.v1.Cluster/Forward", &[Control]),
@@ -41,7 +44,8 @@ mod tests {
     #[test]
     fn relays_reach_neither_raft_nor_admin() {
         for (path, roles) in TABLE {
-            if path.contains(".Raft/") || path.contains(".Admin/") || path.contains(".Cluster/") {
+            let private = [".Raft/", ".Admin/", ".Cluster/", ".Backup/"];
+            if private.iter().any(|service| path.contains(service)) {
                 assert!(!roles.contains(&Relay), "{path}");
             }
         }

@@ -32,6 +32,7 @@ struct ShardLabel {
 pub(crate) struct Metrics {
     enqueues: Family<OutcomeLabel, Counter>,
     enqueue_seconds: Histogram,
+    enqueues_repeated: Counter,
     results: Family<OutcomeLabel, Counter>,
     leases: Counter,
     leases_expired: Counter,
@@ -48,6 +49,7 @@ impl Metrics {
         let m = Self {
             enqueues: Family::default(),
             enqueue_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
+            enqueues_repeated: Counter::default(),
             results: Family::default(),
             leases: Counter::default(),
             leases_expired: Counter::default(),
@@ -64,6 +66,11 @@ impl Metrics {
             "enqueue_seconds",
             "From enqueue frame to answer",
             m.enqueue_seconds.clone(),
+        );
+        r.register(
+            "enqueues_repeated",
+            "Questions about messages that were durable already: their first answer was lost",
+            m.enqueues_repeated.clone(),
         );
         r.register(
             "recipient_results",
@@ -112,6 +119,9 @@ impl Metrics {
             })
             .inc();
         self.enqueue_seconds.observe(took.as_secs_f64());
+    }
+    pub(crate) fn enqueue_repeated(&self) {
+        self.enqueues_repeated.inc();
     }
     pub(crate) fn result(&self, outcome: &'static str) {
         self.results.get_or_create(&OutcomeLabel { outcome }).inc();

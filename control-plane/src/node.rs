@@ -14,6 +14,7 @@ use crate::{
     raft::{EffectBatch, Groups, GroupsConfig, RaftTransport},
     service::{
         admin::AdminRpc,
+        backup::BackupRpc,
         cluster::{ClusterRpc, Proposer},
         deliver::DeliverDesk,
         policy::PolicyRpc,
@@ -28,8 +29,8 @@ use sealane_runtime::{grpc, http, identity::Identity, shutdown, telemetry};
 use sealane_store::{Options, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1::{
-    self, admin_server::AdminServer, cluster_server::ClusterServer, command::Op,
-    node_record::State, policy_server::PolicyServer, queue_server::QueueServer,
+    self, admin_server::AdminServer, backup_server::BackupServer, cluster_server::ClusterServer,
+    command::Op, node_record::State, policy_server::PolicyServer, queue_server::QueueServer,
 };
 use std::{
     sync::{
@@ -185,6 +186,12 @@ async fn serve(
         cluster_name: membership.identity.cluster_name.clone(),
         proposer: proposer.clone(),
     };
+    let backup = BackupRpc::new(
+        groups.clone(),
+        proposer.clone(),
+        membership.identity.cluster_name.clone(),
+        (disk_full.clone(), closing.clone()),
+    );
     let (health_reporter, health) = tonic_health::server::health_reporter();
     let routes = tonic::service::Routes::new(RaftTransport::server(groups.clone()))
         .add_service(ClusterServer::new(ClusterRpc {
@@ -204,6 +211,11 @@ async fn serve(
             .max_encoding_message_size(MAX_MESSAGE),
         )
         .add_service(AdminServer::new(admin).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(
+            BackupServer::new(backup)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+        )
         .add_service(health);
     let server = grpc::serve(
         listener,

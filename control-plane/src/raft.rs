@@ -10,7 +10,7 @@
 //! formats are ours (`codec`), never serialized openraft types.
 
 mod changes;
-mod codec;
+pub(crate) mod codec;
 mod groups;
 mod instance;
 mod known;

@@ -1,7 +1,9 @@
 //! Compiles `proto/sealane/v1/*.proto` with protox: no `protoc` on the machine.
 use std::error::Error;
 
-const PROTOS: &[&str] = &["common", "queue", "policy", "admin", "cluster", "state"];
+const PROTOS: &[&str] = &[
+    "common", "queue", "policy", "admin", "cluster", "state", "backup",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Asked when it runs, not when it was compiled: two clones may share a target folder.
@@ -21,6 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     tonic_prost_build::configure()
         .bytes(".")
+        // The largest answer by far, and the rarest.
+        .boxed(".sealane.v1.CommandReply.result.restore")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -39,6 +39,7 @@ pub struct Builder {
     delays: String,
     next_hop: Option<SocketAddr>,
     cluster: String,
+    bare: bool,
 }
 
 /// A running cluster. Dropping it kills every process.
@@ -91,6 +92,13 @@ impl Builder {
     #[must_use]
     pub fn next_hop(mut self, address: SocketAddr) -> Self {
         self.next_hop = Some(address);
+        self
+    }
+
+    /// No policy is applied: relay nodes run, but are not ready.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
         self
     }
 
@@ -194,6 +202,7 @@ impl Cluster {
             delays: "[1s, 1s, 2s, 5s]".to_owned(),
             next_hop: None,
             cluster: "test".to_owned(),
+            bare: false,
         }
     }
 
@@ -205,6 +214,9 @@ impl Cluster {
             }
         }
         self.control_plane_ready(START).await?;
+        if builder.bare {
+            return Ok(());
+        }
         let next_hop = builder.next_hop.unwrap_or(self.sink.address());
         self.apply_policy(&policy::demo(next_hop, &builder.delays))
             .await?;

@@ -65,6 +65,9 @@ pub struct Settings {
     pub body_budget: String,
     pub max_message: String,
     pub connections: u32,
+    /// From the final dot to the reply; `None`: the default.
+    #[serde(default)]
+    pub enqueue_timeout: Option<String>,
     /// OTLP collector, `http://host:port`.
     pub otlp: Option<String>,
     pub log_filter: String,
@@ -79,6 +82,7 @@ impl Default for Settings {
             body_budget: "256MiB".to_owned(),
             max_message: "64MiB".to_owned(),
             connections: 1000,
+            enqueue_timeout: None,
             otlp: None,
             log_filter: "info,openraft=error".to_owned(),
         }
@@ -271,7 +275,7 @@ impl Layout {
             "name: {name}\nhostname: {name}.{cluster}.example\nlisteners:\n  mx: \"{mx}\"\n  submission: \"{submission}\"\n  \
              submissions: \"{submissions}\"\ncertificate:\n  certificate: {certificate}\n  key: {key}\n{identity}\
              controlPlane: [{control}]\nbodyBudget: {budget}\nmaxMessageSize: {max}\nconnections: {connections}\n\
-             metricsListen: \"{metrics}\"\ndrainTimeout: {drain}\n{telemetry}",
+             metricsListen: \"{metrics}\"\ndrainTimeout: {drain}\n{sessions}{telemetry}",
             name = node.name,
             cluster = self.cluster,
             mx = node.mx,
@@ -286,6 +290,13 @@ impl Layout {
             connections = self.settings.connections,
             metrics = node.metrics,
             drain = self.settings.drain,
+            sessions = self
+                .settings
+                .enqueue_timeout
+                .as_ref()
+                .map_or(String::new(), |limit| format!(
+                    "sessions:\n  enqueueTimeout: {limit}\n"
+                )),
             telemetry = self.telemetry_yaml(),
         )
     }

@@ -116,6 +116,8 @@ pub struct Verdict {
     pub dsns: usize,
     /// Arrived without any 250: the outcome was unknown to the client.
     pub unanswered_arrivals: usize,
+    /// Arrived, though every attempt was refused or broke before the final dot: a 4xx that was not true.
+    pub refused_arrivals: Vec<String>,
     /// Accepted, not arrived.
     pub lost: Vec<String>,
     /// Arrived, never offered, or only ever refused with 5xx.
@@ -131,7 +133,7 @@ impl fmt::Display for Verdict {
         write!(
             formatter,
             "offered={} attempts={} 250={} 4xx={} 5xx={} unknown={} broken={} delivered={} dups={} dsns={} \
-             unanswered-arrivals={} lost={} phantoms={} damaged={}",
+             unanswered-arrivals={} refused-arrivals={} lost={} phantoms={} damaged={}",
             self.offered,
             self.attempts,
             self.accepted,
@@ -143,6 +145,7 @@ impl fmt::Display for Verdict {
             self.duplicates,
             self.dsns,
             self.unanswered_arrivals,
+            self.refused_arrivals.len(),
             self.lost.len(),
             self.phantoms.len(),
             self.damaged.len()
@@ -170,6 +173,11 @@ impl Verdict {
             self.phantoms.is_empty(),
             "delivered but not offered: {:?}: {self}",
             first(&self.phantoms)
+        );
+        ensure!(
+            self.refused_arrivals.is_empty(),
+            "delivered, but every answer was a refusal: {:?}: {self}",
+            first(&self.refused_arrivals)
         );
         ensure!(
             self.damaged.is_empty(),
@@ -294,13 +302,13 @@ impl Ledger {
                 verdict.lost.push(token.clone());
             }
             if accepted == 0 && !arrived.is_empty() {
-                let only_refused = !entry.outcomes.is_empty()
-                    && entry
-                        .outcomes
-                        .iter()
-                        .all(|o| matches!(o, Outcome::Permanent(_)));
-                if only_refused {
+                let all = |is: fn(&Outcome) -> bool| {
+                    !entry.outcomes.is_empty() && entry.outcomes.iter().all(is)
+                };
+                if all(|o| matches!(o, Outcome::Permanent(_))) {
                     verdict.phantoms.push(token.clone());
+                } else if all(|o| !matches!(o, Outcome::Unknown(_))) {
+                    verdict.refused_arrivals.push(token.clone());
                 } else {
                     verdict.unanswered_arrivals += 1;
                 }
@@ -552,6 +560,23 @@ mod tests {
         ledger.offer(offer(CONTENT));
         ledger.outcome("t1", Outcome::Permanent("550 no".to_owned()));
         assert_eq!(ledger.judge(&store).unwrap().phantoms.len(), 1);
+    }
+
+    #[test]
+    fn a_451_for_what_arrives_is_a_lie_and_silence_is_not() {
+        for (outcome, truthful) in [
+            (Outcome::Temporary("451 no".to_owned()), false),
+            (Outcome::Broken("reset".to_owned()), false),
+            (Outcome::Unknown("closed".to_owned()), true),
+        ] {
+            let (_folder, store) = sink_with(&[("a@b.example", ARRIVED)]);
+            let ledger = Ledger::default();
+            ledger.offer(offer(CONTENT));
+            ledger.outcome("t1", outcome);
+            let verdict = ledger.judge(&store).unwrap();
+            assert_eq!(verdict.refused_arrivals.is_empty(), truthful, "{verdict}");
+            assert_eq!(verdict.unanswered_arrivals, usize::from(truthful));
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub use message::{content, token};
 /// Pause of a retrying client between attempts.
 const BACKOFF: Duration = Duration::from_millis(100);
 
+/// In front of the text of a 4xx that answered the final dot.
+pub const AT_THE_DOT: &str = "at the dot: ";
+
 /// How a listener is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -181,11 +184,15 @@ impl Worker {
                         self.load.retry
                     }
                 };
+                let accepted = outcome == Outcome::Accepted;
                 self.ledger.outcome(&token, outcome);
+                if !accepted {
+                    // Who was refused does not hammer, with this message or with the next.
+                    sleep(BACKOFF).await;
+                }
                 if !again {
                     break;
                 }
-                sleep(BACKOFF).await;
             }
             if !self.load.pause.is_zero() {
                 sleep(self.load.pause).await;
@@ -270,6 +277,7 @@ async fn transact(client: &mut Client, from: &str, to: &[String], content: &[u8]
     }
     match client.reply().await {
         Ok(reply) if reply.code == 250 => Outcome::Accepted,
+        Ok(reply) if reply.code < 500 => Outcome::Temporary(format!("{AT_THE_DOT}{reply}")),
         Ok(reply) => refusal(&reply),
         Err(error) => Outcome::Unknown(format!("after the dot: {error:#}")),
     }

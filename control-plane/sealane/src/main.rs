@@ -1,11 +1,15 @@
 //! `sealane`: the admin command line. Speaks gRPC to the control plane; keeps nothing.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod connect;
+mod leaders;
 mod node;
 mod pki;
 mod policy;
+mod restore;
 mod show;
+mod survey;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealane_wire::v1::{change_messages_request::Action, change_node_request::Action as Change};
@@ -70,6 +74,23 @@ enum Command {
     /// Domains served, submitters, destinations.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// A copy of everything: waiting mail with its bodies, policy.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    /// Put a backup into a fresh cluster.
+    ///
+    /// The whole file is verified first; a damaged one is refused before anything is sent. The cluster
+    /// must be fresh: no policy was ever applied and no message ever accepted, and it needs at least as
+    /// many shards as the backup has. An interrupted restore goes on where it stopped when it is run again.
+    ///
+    /// Mail that was delivered after the backup was made is delivered again. To look before anything
+    /// leaves, hold it, then release what is to go:
+    ///
+    ///   sealane restore nightly.backup --hold "restored, not checked yet" --yes
+    ///   sealane queue list
+    ///   sealane queue release 0c3d...
+    #[command(verbatim_doc_comment)]
+    Restore(restore::RestoreArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -235,6 +256,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             show::queue_change(&cli.connection, output, Action::Return, ids, String::new()).await
         }
         Command::Policy(c) => policy::run(c, &cli.connection, cli.output, output).await,
+        Command::Backup(c) => Box::pin(backup::run(c, &cli.connection, output)).await,
+        Command::Restore(args) => Box::pin(restore::run(args, &cli.connection, output)).await,
     }
 }
 

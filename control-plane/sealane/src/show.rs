@@ -30,7 +30,7 @@ pub(crate) fn date(ms: u64) -> String {
     at.map(|t| t.to_string()).unwrap_or_default()
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 

@@ -218,6 +218,30 @@ pub(super) fn entry_from_wire(e: v1::LogEntry) -> io::Result<Entry> {
     })
 }
 
+/// A batch of an export.
+pub(crate) fn wire_records(
+    records: Vec<sealane_store::SnapshotRecord>,
+    crc32c: u32,
+) -> v1::SnapshotRecords {
+    let records = records.into_iter().map(|r| v1::SnapshotRecord {
+        table: u32::from(r.table),
+        key: r.key,
+        value: r.value,
+    });
+    v1::SnapshotRecords {
+        records: records.collect(),
+        crc32c,
+    }
+}
+
+/// The end of an export.
+pub(crate) fn wire_end(records: u64, sha256: [u8; 32]) -> v1::SnapshotEnd {
+    v1::SnapshotEnd {
+        records,
+        sha256: sha256.to_vec().into(),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {

@@ -7,8 +7,11 @@ use super::{
 use crate::registry::Registry;
 use bytes::Bytes;
 use openraft::{
-    Instant, Raft, ServerState, async_runtime::WatchReceiver, errors::ClientWriteError,
+    Instant, Raft, ServerState,
+    async_runtime::WatchReceiver,
+    errors::{ClientWriteError, LinearizableReadError, RaftError},
     impls::ProgressResponder,
+    raft::ReadPolicy,
 };
 use prost::Message;
 use sealane_runtime::identity::Identity;
@@ -392,6 +395,25 @@ impl Group {
                 .is_some_and(|at| at.elapsed() < self.election_max);
         let full = voters >= usize::try_from(self.replicas).unwrap_or(usize::MAX);
         (m.state == ServerState::Leader && caught_up && fresh && full).then_some(m.current_term)
+    }
+
+    /// Returns once a quorum confirmed that this node leads, and what is applied here holds everything
+    /// that was acknowledged before the call.
+    pub async fn confirm_leading(&self) -> Result<(), ProposeError> {
+        match self
+            .inner
+            .raft()
+            .ensure_linearizable(ReadPolicy::ReadIndex)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(f))) => {
+                Err(ProposeError::NotLeader {
+                    leader: f.leader_id.filter(|l| *l != self.node_id),
+                })
+            }
+            Err(e) => Err(ProposeError::Unavailable(e.to_string())),
+        }
     }
 
     /// What this node knows of the group.

@@ -427,21 +427,8 @@ fn send_records(
                 header.membership = Some(codec::wire_membership(membership.membership()));
                 Frame::Header(header)
             }
-            Export::Batch(records, crc32c) => {
-                let records = records
-                    .into_iter()
-                    .map(|r| v1::SnapshotRecord {
-                        table: u32::from(r.table),
-                        key: r.key,
-                        value: r.value,
-                    })
-                    .collect();
-                Frame::Records(v1::SnapshotRecords { records, crc32c })
-            }
-            Export::End(records, sha256) => Frame::End(v1::SnapshotEnd {
-                records,
-                sha256: sha256.to_vec().into(),
-            }),
+            Export::Batch(records, crc32c) => Frame::Records(codec::wire_records(records, crc32c)),
+            Export::End(records, sha256) => Frame::End(codec::wire_end(records, sha256)),
         };
         tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) })
             .map_err(|_| ExportError::ReceiverGone)

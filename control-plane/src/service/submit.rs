@@ -326,7 +326,14 @@ impl SubmitDesk {
             return o;
         }
         match tokio::time::timeout(PROPOSE_DEADLINE, group.propose(op, body)).await {
-            Ok(Ok(committed)) => answer(raw, committed, self.lease),
+            Ok(Ok(committed)) => {
+                if let Some(Answer::Enqueued(e)) = &committed.reply.result
+                    && e.duplicate
+                {
+                    self.metrics.enqueue_repeated();
+                }
+                answer(raw, committed, self.lease)
+            }
             Ok(Err(ProposeError::NotLeader { leader })) => {
                 let mut o = outcome(raw, Kind::NotLeader, String::new());
                 o.leader_hint = leader.unwrap_or(0);

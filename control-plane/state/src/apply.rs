@@ -2,7 +2,7 @@
 use crate::{
     hold, meta, nodes,
     records::{clock, put},
-    shard,
+    restore, shard,
     tables::{Table, TableError, WriteTables},
 };
 use prost::Message;
@@ -167,6 +167,8 @@ impl<T: WriteTables> Step<'_, T> {
             Op::GroupReport(o) if meta => without_body(nodes::report(self, o)?),
             Op::ForgetReplica(o) if meta => without_body(nodes::forget_replica(self, &o)?),
             Op::ApplyPolicy(o) if meta => without_body(meta::apply_policy(self, o)?),
+            Op::RestoreCluster(o) if meta => without_body(restore::cluster(self, o)?),
+            Op::Audit(o) if meta => without_body(meta::note(self, &o)),
             Op::Enqueue(o) if !meta => shard::enqueue(self, o),
             Op::Chunk(o) if !meta => shard::chunk(self, o),
             Op::Abort(o) if !meta => without_body(shard::abort(self, o)?),
@@ -177,6 +179,7 @@ impl<T: WriteTables> Step<'_, T> {
             Op::Hold(o) if !meta => without_body(hold::hold(self, o)?),
             Op::Expire(o) if !meta => without_body(hold::expire(self, o)?),
             Op::Release(o) if !meta => without_body(shard::release(self, o)?),
+            Op::Restore(o) if !meta => restore::shard(self, o),
             Op::Sweep(o) if !meta => without_body(shard::sweep(self, o)?),
             _ => without_body(refused(
                 "command.op",

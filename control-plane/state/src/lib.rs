@@ -21,6 +21,7 @@ mod nodes;
 pub mod placement;
 pub mod queries;
 mod records;
+mod restore;
 mod shard;
 mod tables;
 #[cfg(test)]

@@ -131,6 +131,12 @@ pub(crate) fn apply_policy<T: WriteTables>(
     Ok(Answer::Policy(reply))
 }
 
+/// Something that changes nothing and has to be known.
+pub(crate) fn note<T: WriteTables>(s: &mut Step<'_, T>, o: &v1::AuditOp) -> Answer {
+    audit(s, &o.actor, &o.action, &o.detail);
+    Answer::Audited(v1::Audited {})
+}
+
 pub(crate) fn audit<T: WriteTables>(s: &mut Step<'_, T>, actor: &str, action: &str, detail: &str) {
     let record = v1::AuditRecord {
         at_ms: s.now,

@@ -169,3 +169,8 @@ pub fn group_reports(
 pub fn cluster(t: &impl ReadTables) -> Result<Option<v1::ClusterRecord>, TableError> {
     get(t, Table::Cluster, b"")
 }
+
+/// The restore that this group takes or took part in.
+pub fn restore(t: &impl ReadTables) -> Result<Option<v1::RestoreRecord>, TableError> {
+    get(t, Table::Cluster, crate::restore::KEY)
+}

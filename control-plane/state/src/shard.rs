@@ -33,7 +33,7 @@ pub const REMEMBER_MS: u64 = 3_600_000;
 pub(crate) const LOST_HOLDERS: u32 = 5;
 
 /// What became of an id that is not (or no longer) a message.
-fn fate<T: WriteTables>(
+pub(crate) fn fate<T: WriteTables>(
     s: &Step<'_, T>,
     id: MessageId,
 ) -> Result<Option<v1::DedupeRecord>, TableError> {
@@ -42,7 +42,7 @@ fn fate<T: WriteTables>(
 
 /// An id that nobody asks for any more is not remembered. So the records are those of young ids, and
 /// the sweep, which goes through them from old to young, never has to turn back.
-fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate: Fate) {
+pub(crate) fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate: Fate) {
     if id.time_ms().saturating_add(REMEMBER_MS) < s.now {
         return;
     }
@@ -54,7 +54,7 @@ fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate: Fate) {
     put(s.tables, Table::Dedupe, id.as_bytes(), &record);
 }
 
-fn count<T: WriteTables>(
+pub(crate) fn count<T: WriteTables>(
     s: &mut Step<'_, T>,
     messages: i64,
     finished: u64,
@@ -75,28 +75,12 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
     if let Some(answer) = first_answer(s, id, &o.holder)? {
         return Ok((answer, false));
     }
-    if let Err(a) = check_envelope(&o) {
+    if let Err(a) = check_envelope(o.envelope.as_ref()) {
         return Ok((a, false));
     }
-    let (body, keeps) = if o.chunks == 0 {
-        let length = match inline_length(&o, s.body_len) {
-            Ok(length) => length,
-            Err(a) => return Ok((a, false)),
-        };
-        // Pieces that the message does not name would outlive it.
-        drop_uploads(s, id)?;
-        (
-            vec![v1::BodyPart {
-                log_index: s.index,
-                length,
-            }],
-            length > 0,
-        )
-    } else {
-        match assemble(s, id, &o)? {
-            Ok(parts) => (parts, false),
-            Err(a) => return Ok((a, false)),
-        }
+    let (body, keeps) = match take_body(s, id, o.size, o.chunks)? {
+        Ok(taken) => taken,
+        Err(a) => return Ok((a, false)),
     };
     let lease = store_message(s, id, o, body)?;
     let enqueued = v1::Enqueued {
@@ -105,6 +89,30 @@ pub(crate) fn enqueue<T: WriteTables>(s: &mut Step<'_, T>, o: v1::EnqueueOp) -> 
         lease_until_ms: lease.map_or(0, |(_, until)| until),
     };
     Ok((Answer::Enqueued(enqueued), keeps))
+}
+
+/// The body of a message of `size` octets: the entry's own, or `chunks` pieces that came before. And
+/// whether the entry's body is it.
+pub(crate) fn take_body<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    id: MessageId,
+    size: u64,
+    chunks: u32,
+) -> Result<Result<(Vec<v1::BodyPart>, bool), Answer>, TableError> {
+    if chunks > 0 {
+        return Ok(assemble(s, id, size, chunks)?.map(|parts| (parts, false)));
+    }
+    let length = match inline_length(size, s.body_len) {
+        Ok(length) => length,
+        Err(a) => return Ok(Err(a)),
+    };
+    // Pieces that the message does not name would outlive it.
+    drop_uploads(s, id)?;
+    let part = v1::BodyPart {
+        log_index: s.index,
+        length,
+    };
+    Ok(Ok((vec![part], length > 0)))
 }
 
 /// What an enqueue of this id was answered before; `None` if it is new.
@@ -152,21 +160,18 @@ fn first_lease<T: WriteTables>(
     })
 }
 
-fn check_envelope(o: &v1::EnqueueOp) -> Result<(), Answer> {
-    let envelope = o
-        .envelope
-        .as_ref()
-        .ok_or_else(|| refused("envelope", "missing"))?;
+pub(crate) fn check_envelope(envelope: Option<&v1::Envelope>) -> Result<(), Answer> {
+    let envelope = envelope.ok_or_else(|| refused("envelope", "missing"))?;
     envelope.validate().map_err(|e| refused(e.field, e.reason))
 }
 
 /// Octets of a body that rides in the enqueue's own entry.
-fn inline_length(o: &v1::EnqueueOp, body_len: usize) -> Result<u32, Answer> {
+fn inline_length(size: u64, body_len: usize) -> Result<u32, Answer> {
     match u32::try_from(body_len) {
-        Ok(length) if body_len <= CHUNK_SIZE && o.size == u64::from(length) => Ok(length),
+        Ok(length) if body_len <= CHUNK_SIZE && size == u64::from(length) => Ok(length),
         _ if body_len <= CHUNK_SIZE => Err(refused(
             "size",
-            format!("says {} octets, the body has {body_len}", o.size),
+            format!("says {size} octets, the body has {body_len}"),
         )),
         _ => Err(refused(
             "size",
@@ -176,7 +181,10 @@ fn inline_length(o: &v1::EnqueueOp, body_len: usize) -> Result<u32, Answer> {
 }
 
 /// Forgets the uploaded pieces of an id, with their bodies.
-fn drop_uploads<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<(), TableError> {
+pub(crate) fn drop_uploads<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    id: MessageId,
+) -> Result<(), TableError> {
     for (key, piece) in uploads(s.tables, id)? {
         s.tables.delete(Table::Upload, &key);
         if let Some(p) = piece.part {
@@ -190,7 +198,8 @@ fn drop_uploads<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<()
 fn assemble<T: WriteTables>(
     s: &mut Step<'_, T>,
     id: MessageId,
-    o: &v1::EnqueueOp,
+    size: u64,
+    chunks: u32,
 ) -> Result<Result<Vec<v1::BodyPart>, Answer>, TableError> {
     let pieces = uploads(s.tables, id)?;
     let mut parts = Vec::with_capacity(pieces.len());
@@ -201,17 +210,17 @@ fn assemble<T: WriteTables>(
             _ => return Ok(Err(refused("chunks", format!("piece {n} is missing")))),
         }
     }
-    let size: u64 = parts.iter().map(|p| u64::from(p.length)).sum();
-    if parts.len() as u64 != u64::from(o.chunks) {
+    let stored: u64 = parts.iter().map(|p| u64::from(p.length)).sum();
+    if parts.len() as u64 != u64::from(chunks) {
         return Ok(Err(refused(
             "chunks",
-            format!("{} announced, {} stored", o.chunks, parts.len()),
+            format!("{chunks} announced, {} stored", parts.len()),
         )));
     }
-    if size != o.size {
+    if stored != size {
         return Ok(Err(refused(
             "size",
-            format!("says {} octets, the pieces have {size}", o.size),
+            format!("says {size} octets, the pieces have {stored}"),
         )));
     }
     for (key, _) in pieces {
@@ -276,7 +285,7 @@ fn store_message<T: WriteTables>(
     Ok(lease)
 }
 
-fn exists<T: WriteTables>(s: &Step<'_, T>, id: MessageId) -> Result<bool, TableError> {
+pub(crate) fn exists<T: WriteTables>(s: &Step<'_, T>, id: MessageId) -> Result<bool, TableError> {
     Ok(s.tables.get(Table::Message, id.as_bytes())?.is_some())
 }
 
@@ -535,7 +544,8 @@ fn check_report<T: WriteTables>(
     if dsn.chunks != 0 {
         return Ok(Err(refused("dsn.chunks", "a report rides in one entry")));
     }
-    Ok(check_envelope(dsn).and_then(|()| inline_length(dsn, s.body_len).map(drop)))
+    Ok(check_envelope(dsn.envelope.as_ref())
+        .and_then(|()| inline_length(dsn.size, s.body_len).map(drop)))
 }
 
 /// Records outcomes under a current epoch, with the report that the failures cause, atomically.

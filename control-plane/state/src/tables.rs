@@ -16,7 +16,7 @@ pub enum Table {
     Upload = 4,
     /// empty key → `ClockRecord`
     Clock = 5,
-    /// empty key → `ClusterRecord`
+    /// empty key → `ClusterRecord`; "restore" → `RestoreRecord` (in shards too)
     Cluster = 6,
     /// node id (u64 BE) → `NodeRecord`
     Node = 7,

@@ -14,6 +14,7 @@ mod golden;
 mod leases;
 mod nodes;
 mod report;
+mod restore;
 mod sweep;
 mod walk;
 

@@ -148,6 +148,18 @@ fn records_are_encoded_as_ever() {
         detail: "c".into(),
     };
     check(&record, AUDIT);
+    let record = v1::RestoreRecord {
+        backup: Bytes::from_static(&[2; 4]),
+        state: v1::restore_record::State::Restored.into(),
+        source_cluster: "c-1".into(),
+        begun_at_ms: 4,
+        ended_at_ms: 5,
+        hold: "h".into(),
+        policy: true,
+        last: Bytes::from_static(&[1; 4]),
+        messages: 9,
+    };
+    check(&record, RESTORE);
 }
 
 #[test]
@@ -174,3 +186,4 @@ const AUDIT: &str = "08011201611a0162220163";
 const NODE_OF_TODAY: &str = "08ac0212016e1a03613a312204010101012805500358ac026002";
 const PLACEMENT: &str = "08ac02120708011203ac0202";
 const REPORT: &str = "0801100218032203ac02022a010430053801";
+const RESTORE: &str = "0a040202020210021a03632d312004280532016838014204010101014809";
