@@ -3,3 +3,4 @@ pub(crate) mod compaction;
 pub(crate) mod dispatch;
 pub(crate) mod leadership;
 pub(crate) mod membership;
+pub(crate) mod tokens;

@@ -6,6 +6,7 @@ use crate::{
         dispatch::Dispatch,
         leadership::{self, LeaderClaims},
         membership,
+        tokens::TokenKeeper,
     },
     bootstrap,
     config::ControlPlaneConfig,
@@ -19,6 +20,7 @@ use crate::{
         policy::PolicyRpc,
         queue::QueueRpc,
         results::ResultsBatcher,
+        shares::DealerDesk,
         submit::{Admission, SubmitDesk},
     },
 };
@@ -167,10 +169,22 @@ async fn serve(
         },
     );
 
+    let dealer = Arc::new(DealerDesk::new(
+        groups.clone(),
+        policy.clone(),
+        metrics.clone(),
+    ));
     let queue = QueueRpc {
         groups: groups.clone(),
         submit,
         deliver: desk.clone(),
+        dealer: dealer.clone(),
+    };
+    let tokens = TokenKeeper {
+        dispatch: dispatch.clone(),
+        desk: dealer,
+        identity: identity.clone(),
+        name: config.name.clone(),
     };
     let admin = AdminRpc {
         groups: groups.clone(),
@@ -221,6 +235,7 @@ async fn serve(
         disk_full,
         stop.clone(),
     ));
+    tasks.spawn(tokens.run(stop.clone()));
     tasks.spawn(dispatch.run(desk, effects, missed, stop.clone()));
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;

@@ -5,4 +5,5 @@ pub(crate) mod deliver;
 pub(crate) mod policy;
 pub(crate) mod queue;
 pub(crate) mod results;
+pub(crate) mod shares;
 pub(crate) mod submit;

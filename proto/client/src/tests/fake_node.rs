@@ -49,6 +49,7 @@ struct Shared {
     broken: broadcast::Sender<()>,
     submit: Mutex<Option<mpsc::Sender<Result<v1::SubmitReply, Status>>>>,
     deliver: Mutex<Option<mpsc::Sender<Result<v1::DeliverEvent, Status>>>>,
+    shares: Mutex<v1::ShareReply>,
 }
 
 fn raw(id: MessageId) -> Bytes {
@@ -288,5 +289,12 @@ impl Queue for Service {
         _: Request<v1::FetchBodyRequest>,
     ) -> Result<Response<Self::FetchBodyStream>, Status> {
         Err(Status::unimplemented("not here"))
+    }
+
+    async fn deal_shares(
+        &self,
+        _: Request<v1::ShareRequest>,
+    ) -> Result<Response<v1::ShareReply>, Status> {
+        Ok(Response::new(self.0.shares.lock().unwrap().clone()))
     }
 }
