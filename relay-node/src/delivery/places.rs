@@ -338,10 +338,6 @@ impl Place {
     pub(crate) fn is_at(&self, destination: &str) -> bool {
         &*self.destination == destination
     }
-
-    pub(crate) fn destination(&self) -> &str {
-        &self.destination
-    }
 }
 
 impl Drop for Place {

@@ -72,6 +72,7 @@ impl FakeNode {
             broken: broadcast::Sender::new(4),
             submit: Mutex::default(),
             deliver: Mutex::default(),
+            shares: Mutex::default(),
         });
         let server = tonic::transport::Server::builder()
             .add_service(QueueServer::new(Service(shared.clone())));
@@ -92,6 +93,11 @@ impl FakeNode {
             })
             .collect();
         self.shared.leading.send_replace(v1::Leading { claims });
+    }
+
+    /// Every question for shares is answered so.
+    pub(super) fn deals(&self, reply: v1::ShareReply) {
+        *self.shared.shares.lock().unwrap() = reply;
     }
 
     /// All streams end; this node leads nothing any more as far as Submit goes.

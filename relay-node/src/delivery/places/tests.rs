@@ -1,6 +1,6 @@
 use super::*;
 use futures_util::FutureExt;
-use sealane_shares::{Ask, Dealer, Limit, Timing, VALID_MS};
+use sealane_shares::{Ask, Dealer, Limit, Timing};
 
 const A: &str = "a.example";
 
@@ -17,6 +17,9 @@ struct Table {
     sequence: u64,
     connections: u32,
     rate: Option<u32>,
+    /// Of the dealer's clock.
+    ms: u64,
+    valid: Duration,
 }
 
 impl Table {
@@ -26,6 +29,8 @@ impl Table {
             sequence: 0,
             connections,
             rate,
+            ms: 1_000_000,
+            valid: Duration::from_secs(1_000),
         }
     }
 
@@ -34,7 +39,6 @@ impl Table {
         let question = places.question();
         let asked = Instant::now();
         self.sequence += 1;
-        let now = 1_000_000 + millis(places.0.zero.elapsed());
         let asks = question.0.iter().map(|(destination, need)| Ask {
             destination,
             need: *need,
@@ -44,10 +48,12 @@ impl Table {
             connections_per_minute: self.rate,
             messages_per_minute: None,
         };
-        let answer = self.dealer.answer(relay, self.sequence, asks, now, limit);
+        let answer = self
+            .dealer
+            .answer(relay, self.sequence, asks, self.ms, limit);
         let dealt = Dealt {
             asked,
-            valid: Duration::from_millis(VALID_MS),
+            valid: self.valid,
             shares: answer.unwrap().into_iter().map(Into::into).collect(),
         };
         places.answered(&question, &dealt)
@@ -67,7 +73,7 @@ async fn first_turn(places: &Places, table: &mut Table, name: &str, limits: &Lim
     turn.now_or_never().expect("its turn")
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_destination_has_so_many_turns_and_no_more() {
     let (places, mut table, limits) = (relay(), Table::of(2, None), limits(2));
     let first = first_turn(&places, &mut table, "r", &limits).await;
@@ -92,21 +98,23 @@ async fn a_destination_has_so_many_turns_and_no_more() {
     );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn without_a_dealer_nothing_begins_and_what_runs_may_finish() {
     let (places, mut table, limits) = (relay(), Table::of(3, None), limits(3));
     let turn = first_turn(&places, &mut table, "r", &limits).await;
     let _place = turn.open().unwrap();
-    tokio::time::advance(Duration::from_millis(VALID_MS + 1)).await;
+    table.valid = Duration::ZERO;
+    table.round(&places, "r");
     assert!(places.enter(A, &limits).now_or_never().is_none());
     assert!(turn.open().is_none());
     assert!(places.exceeds(A), "it is to be closed when it is idle");
     assert_eq!(places.excess()[0].1, 1);
+    table.valid = Duration::from_secs(1_000);
     table.round(&places, "r");
     assert!(!places.exceeds(A));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_place_goes_to_another_relay_once_its_connection_is_closed() {
     let (one, two, mut table, limits) = (relay(), relay(), Table::of(1, None), limits(1));
     let turn = first_turn(&one, &mut table, "one", &limits).await;
@@ -128,19 +136,20 @@ async fn a_place_goes_to_another_relay_once_its_connection_is_closed() {
     assert!(one.0.lock().is_empty(), "nothing is remembered");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_new_connection_spends_a_token_that_was_asked_for() {
     let (places, mut table, limits) = (relay(), Table::of(5, Some(60)), limits(5));
     let turn = first_turn(&places, &mut table, "r", &limits).await;
     assert!(!turn.spend(), "nobody asked for one");
     let wants = turn.wants_token();
-    tokio::time::advance(Duration::from_secs(1)).await;
+    table.ms += 1_000;
     assert!(places.asked().now_or_never().is_some());
     table.round(&places, "r");
     assert!(turn.spend());
     assert!(!turn.spend());
     drop(wants);
     assert!(!table.round(&places, "r"));
-    tokio::time::advance(Duration::from_secs(1)).await;
+    table.ms += 1_000;
+    table.round(&places, "r");
     assert!(!turn.spend(), "nobody asked for one");
 }
