@@ -84,8 +84,11 @@ pub(crate) trait Expire: Send + Sync + 'static {
 fn limits(policy: &PolicySnapshot) -> impl Fn(&str) -> Limit + '_ {
     |destination: &str| {
         let limits = policy.destination(destination).limits;
+        // Where there is a rate, nobody is kept waiting by the commit of a lease.
+        let rated = limits.messages_per_minute.or(limits.connections_per_minute);
+        let each = rated.map_or(LEASES_PER_CONNECTION, |_| 1);
         Limit {
-            leases: limits.connections.saturating_mul(LEASES_PER_CONNECTION),
+            leases: limits.connections.saturating_mul(each),
             rated: limits.messages_per_minute.is_some(),
         }
     }

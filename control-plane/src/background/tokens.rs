@@ -1,4 +1,6 @@
-//! Asks the dealer for messages per minute, for the destinations of this node's shards that wait for them.
+//! Asks the dealer for messages per minute to hand to relays, for the destinations of this node's
+//! shards that wait for them. Relays ask again when a message begins: their tokens are the limit,
+//! these keep what cannot begin yet out of the relays.
 use crate::{background::dispatch::Dispatch, raft::now_ms, service::shares::DealerDesk};
 use sealane_runtime::{
     grpc,
@@ -46,8 +48,8 @@ impl TokenKeeper {
             sequence += 1;
             let needs = short.iter().map(|s| {
                 let tokens = PerKind {
-                    connections: 0,
-                    messages: s.tokens,
+                    leases: s.tokens,
+                    ..PerKind::default()
                 };
                 let need = Need {
                     tokens,
@@ -66,7 +68,7 @@ impl TokenKeeper {
                     let until = asked.saturating_add(TOKENS_VALID_MS);
                     for (s, share) in short.iter().zip(&reply.shares) {
                         self.dispatch
-                            .tokens(&s.destination, share.message_tokens, until);
+                            .tokens(&s.destination, share.lease_tokens, until);
                     }
                 }
                 Err(e) => {

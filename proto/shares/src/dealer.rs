@@ -67,6 +67,7 @@ struct Table {
     records: BTreeMap<String, Record>,
     connections: Bucket,
     messages: Bucket,
+    leases: Bucket,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -80,6 +81,7 @@ struct Record {
     since_ms: u64,
     connections: Waits,
     messages: Waits,
+    leases: Waits,
 }
 
 /// For tokens: how many, and since which turn.
@@ -150,6 +152,7 @@ impl Dealer {
                 records: BTreeMap::new(),
                 connections: Bucket::empty_at(begins),
                 messages: Bucket::empty_at(begins),
+                leases: Bucket::empty_at(begins),
             });
         table.forget_silent(now_ms, self.timing.hold_ms);
         let turns = &mut self.turns;
@@ -177,15 +180,11 @@ impl Dealer {
             let used = ask.need.needs.max(ask.need.open);
             ask.need.holds.min(used).min(limit.connections)
         };
+        let mut spend = |rate, per_minute| table.tokens(holder, rate, per_minute, now_ms, turns);
         let tokens = PerKind {
-            connections: table.tokens(
-                holder,
-                CONNECTIONS,
-                limit.connections_per_minute,
-                now_ms,
-                turns,
-            ),
-            messages: table.tokens(holder, MESSAGES, limit.messages_per_minute, now_ms, turns),
+            connections: spend(CONNECTIONS, limit.connections_per_minute),
+            messages: spend(MESSAGES, limit.messages_per_minute),
+            leases: spend(LEASES, limit.messages_per_minute),
         };
         if let Some(record) = table.records.get_mut(holder) {
             record.granted = places;
@@ -218,6 +217,7 @@ impl Record {
             && self.said.needs == 0
             && self.connections.wants == 0
             && self.messages.wants == 0
+            && self.leases.wants == 0
     }
 }
 
@@ -239,6 +239,11 @@ const MESSAGES: Rate = Rate {
     waits: |r| &mut r.messages,
     wanted: |n| n.tokens.messages,
 };
+const LEASES: Rate = Rate {
+    bucket: |t| &mut t.leases,
+    waits: |r| &mut r.leases,
+    wanted: |n| n.tokens.leases,
+};
 
 impl Table {
     fn forget_silent(&mut self, now_ms: u64, hold_ms: u64) {
@@ -252,6 +257,7 @@ impl Table {
         };
         rest(&mut self.connections, limit.connections_per_minute)
             && rest(&mut self.messages, limit.messages_per_minute)
+            && rest(&mut self.leases, limit.messages_per_minute)
     }
 
     /// The places of a holder from now on: what it should have, as far as others do not have it.

@@ -72,6 +72,28 @@ pub struct Grant {
 pub struct PerKind {
     /// New connections.
     pub connections: u32,
-    /// Messages.
+    /// Messages that begin at the destination.
     pub messages: u32,
+    /// Messages that are handed to relays: at the rate of those that begin, so that what cannot begin
+    /// yet waits in the queue and not in a relay.
+    pub leases: u32,
+}
+
+/// What a relay spends tokens for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A new connection.
+    Connection,
+    /// A message.
+    Message,
+}
+
+impl PerKind {
+    /// The number of a kind.
+    pub fn of(&mut self, kind: Kind) -> &mut u32 {
+        match kind {
+            Kind::Connection => &mut self.connections,
+            Kind::Message => &mut self.messages,
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! What one holder has at one destination.
-use crate::{Grant, Need, PerKind, TOKENS_VALID_MS, Tokens};
+use crate::{Grant, Kind, Need, PerKind, TOKENS_VALID_MS, Tokens};
 
 /// Places of one holder: how many it may use until when, and how many it does use.
 #[derive(Debug, Clone, Default)]
@@ -10,8 +10,8 @@ pub struct Share {
     open: u32,
     /// What the dealer was told.
     told: u32,
-    /// For new connections.
-    tokens: Tokens,
+    connections: Tokens,
+    messages: Tokens,
 }
 
 impl Share {
@@ -53,9 +53,12 @@ impl Share {
         self.open.saturating_sub(self.allowed(now_ms))
     }
 
-    /// Spends a token for a new connection.
-    pub fn spend(&mut self, now_ms: u64) -> bool {
-        self.tokens.take(now_ms)
+    /// Spends a token.
+    pub fn spend(&mut self, kind: Kind, now_ms: u64) -> bool {
+        match kind {
+            Kind::Connection => self.connections.take(now_ms),
+            Kind::Message => self.messages.take(now_ms),
+        }
     }
 
     /// Nothing is under way, nothing is open, and the dealer knows that nothing is held.
@@ -73,8 +76,8 @@ impl Share {
     }
 
     /// What to ask. Who needs nothing and has nothing open gives everything back, and may begin
-    /// nothing before the next answer.
-    pub fn need(&mut self, waiting: u32, waiting_for_tokens: u32, now_ms: u64) -> Need {
+    /// nothing before the next answer. `wanted` are the tokens that would be spent now.
+    pub fn need(&mut self, waiting: u32, wanted: PerKind, now_ms: u64) -> Need {
         let needs = self.busy.saturating_add(waiting);
         if needs == 0 && self.open == 0 {
             self.places = 0;
@@ -84,8 +87,9 @@ impl Share {
             needs,
             open: self.open,
             tokens: PerKind {
-                connections: waiting_for_tokens.saturating_sub(self.tokens.left(now_ms)),
-                messages: 0,
+                connections: lacking(wanted.connections, &mut self.connections, now_ms),
+                messages: lacking(wanted.messages, &mut self.messages, now_ms),
+                leases: 0,
             },
         }
     }
@@ -96,8 +100,13 @@ impl Share {
         self.until_ms = asked_ms.saturating_add(valid_ms);
         self.told = need.holds.max(grant.places);
         let until = asked_ms.saturating_add(TOKENS_VALID_MS);
-        self.tokens.add(grant.tokens.connections, until);
+        self.connections.add(grant.tokens.connections, until);
+        self.messages.add(grant.tokens.messages, until);
     }
+}
+
+fn lacking(wanted: u32, tokens: &mut Tokens, now_ms: u64) -> u32 {
+    wanted.saturating_sub(tokens.left(now_ms))
 }
 
 #[cfg(test)]
@@ -109,7 +118,7 @@ mod tests {
             places,
             tokens: PerKind {
                 connections,
-                messages: 0,
+                ..PerKind::default()
             },
         }
     }
@@ -118,15 +127,19 @@ mod tests {
     fn nothing_begins_without_a_share_or_after_its_time() {
         let mut s = Share::default();
         assert!(!s.begin(0));
-        let need = s.need(1, 0, 0);
+        let need = s.need(1, PerKind::default(), 0);
         assert_eq!((need.holds, need.needs), (0, 1));
         s.granted(10, 100, need, grant(1, 1));
-        assert!(s.begin(109) && s.open(109) && s.spend(109));
-        assert!(!s.begin(109) && !s.open(109) && !s.spend(109));
+        assert!(s.begin(109) && s.open(109) && s.spend(Kind::Connection, 109));
+        assert!(!s.begin(109) && !s.open(109) && !s.spend(Kind::Connection, 109));
         s.end();
         assert!(!s.begin(110), "its time is over");
         assert_eq!(s.excess(110), 1);
-        assert_eq!(s.need(0, 0, 110).holds, 1, "what is open is held");
+        assert_eq!(
+            s.need(0, PerKind::default(), 110).holds,
+            1,
+            "what is open is held"
+        );
         s.close();
         assert!(s.holds_less_than_told(110));
     }
@@ -136,22 +149,22 @@ mod tests {
         let mut s = Share::default();
         s.granted(0, 100, Need::default(), grant(2, 0));
         assert!(s.begin(1) && s.begin(1) && s.open(1) && s.open(1));
-        let need = s.need(5, 0, 2);
+        let need = s.need(5, PerKind::default(), 2);
         assert_eq!((need.holds, need.needs, need.open), (2, 7, 2));
         s.granted(2, 100, need, grant(1, 0));
         s.end();
         assert!(!s.begin(3));
         assert_eq!(s.excess(3), 1);
-        assert_eq!(s.need(0, 0, 3).holds, 2);
+        assert_eq!(s.need(0, PerKind::default(), 3).holds, 2);
         s.close();
-        assert_eq!(s.need(0, 0, 3).holds, 1);
+        assert_eq!(s.need(0, PerKind::default(), 3).holds, 1);
     }
 
     #[test]
     fn who_needs_nothing_gives_everything_back_at_once() {
         let mut s = Share::default();
         s.granted(0, 100, Need::default(), grant(3, 0));
-        let need = s.need(0, 0, 1);
+        let need = s.need(0, PerKind::default(), 1);
         assert_eq!(need, Need::default());
         assert!(!s.begin(1), "it was given back");
         assert!(!s.is_gone(), "the answer may be lost");

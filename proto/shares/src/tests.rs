@@ -1,5 +1,5 @@
 //! Both ends and a bad network: whatever happens, the limits hold in sum; when it stops, everybody is served.
-use crate::{Ask, Dealer, Grant, Limit, Need, RENEW_MS, Share, Timing, VALID_MS};
+use crate::{Ask, Dealer, Grant, Kind, Limit, Need, PerKind, RENEW_MS, Share, Timing, VALID_MS};
 use proptest::prelude::*;
 
 const STEP: u64 = 10;
@@ -183,7 +183,7 @@ impl World {
         }
         while h.backlog > 0 && (h.busy.len() as u32) < h.appetite && h.share.begin(own) {
             if h.open <= h.busy.len() as u32 {
-                if rated && !h.share.spend(own) {
+                if rated && !h.share.spend(Kind::Connection, own) {
                     h.share.end();
                     break;
                 }
@@ -217,7 +217,14 @@ impl World {
         } else {
             0
         };
-        let need = h.share.need(waiting, tokens, own);
+        let need = h.share.need(
+            waiting,
+            PerKind {
+                connections: tokens,
+                ..PerKind::default()
+            },
+            own,
+        );
         h.sequence += 1;
         h.next_ask = own + RENEW_MS;
         h.asked = Some((own, h.sequence, need));

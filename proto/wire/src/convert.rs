@@ -106,6 +106,7 @@ impl v1::ShareNeed {
             open: need.open,
             connection_tokens: need.tokens.connections,
             message_tokens: need.tokens.messages,
+            lease_tokens: need.tokens.leases,
         }
     }
 
@@ -118,6 +119,7 @@ impl v1::ShareNeed {
             tokens: PerKind {
                 connections: self.connection_tokens,
                 messages: self.message_tokens,
+                leases: self.lease_tokens,
             },
         }
     }
@@ -129,6 +131,7 @@ impl From<Grant> for v1::Share {
             places: g.places,
             connection_tokens: g.tokens.connections,
             message_tokens: g.tokens.messages,
+            lease_tokens: g.tokens.leases,
         }
     }
 }
@@ -140,6 +143,7 @@ impl From<&v1::Share> for Grant {
             tokens: PerKind {
                 connections: s.connection_tokens,
                 messages: s.message_tokens,
+                leases: s.lease_tokens,
             },
         }
     }

@@ -14,8 +14,9 @@ use crate::{
     resolve::{Hop, HopSource, ResolveError, Resolver, StaticRoute},
     tls::TlsConnector,
 };
-use sealane_policy::{Destination, Limits, PolicySnapshot};
+use sealane_policy::{Destination, PolicySnapshot};
 use sealane_runtime::telemetry;
+use sealane_shares::Kind;
 use sealane_tls_policy::{Judgement, SessionFacts, TlsSession, decide, judge};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -27,9 +28,6 @@ use tracing::{Instrument, Span, field::Empty};
 
 /// A lease waits for its turn at most this long, and at most half of its length; then it goes back.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Where messages per minute are limited: what was let go by the control plane begins within this, so
-/// that late ones do not come in a burst.
-const BEGIN_WITHIN: Duration = Duration::from_secs(2);
 /// For the QUIT of an idle connection whose place is needed.
 const EVICTION: Duration = Duration::from_secs(2);
 
@@ -177,7 +175,7 @@ impl<C: ControlPlane> Courier<C> {
             return Err(Ended::NotStarted);
         };
         let destination = policy.destination(lease.destination.as_str());
-        let until = Instant::now() + patience(lease, &destination.limits);
+        let until = Instant::now() + (lease.length / 2).min(PATIENCE);
         let turn = self
             .places
             .enter(lease.destination.as_str(), &destination.limits);
@@ -235,7 +233,7 @@ impl<C: ControlPlane> Courier<C> {
         at: &At<'_>,
         mut connection: Connection,
         key: &PoolKey,
-    ) -> Result<(Connection, SemaphorePermit<'_>), HopEnd> {
+    ) -> Result<Connection, HopEnd> {
         // Several destinations may share a host.
         if !connection.is_at(at.turn.destination()) {
             match self.place(at).await {
@@ -247,7 +245,7 @@ impl<C: ControlPlane> Courier<C> {
             }
         }
         self.metrics.connection(ConnectionKind::Reused);
-        Ok((connection, self.run().await))
+        Ok(connection)
     }
 
     /// A new connection.
@@ -256,14 +254,17 @@ impl<C: ControlPlane> Courier<C> {
         at: &At<'_>,
         hop: &Hop,
         requirement: &Requirement,
-    ) -> Result<(Connection, SemaphorePermit<'_>), HopEnd> {
+    ) -> Result<Connection, HopEnd> {
         let place = self.place(at).await.ok_or(HopEnd::NoPlace)?;
-        let running = self.run_with_token(at).await.ok_or(HopEnd::NoPlace)?;
+        let _running = self
+            .run(at, Kind::Connection)
+            .await
+            .ok_or(HopEnd::NoPlace)?;
         match self.connector.open(hop, requirement, place).await {
             Ok(connection) => {
                 self.metrics.connection(ConnectionKind::Opened);
                 self.metrics.tls_session(&connection.tls().version);
-                Ok((connection, running))
+                Ok(connection)
             }
             Err(failure) => {
                 self.metrics.connection(ConnectionKind::Failed);
@@ -291,26 +292,24 @@ impl<C: ControlPlane> Courier<C> {
         }
     }
 
-    async fn run(&self) -> SemaphorePermit<'_> {
-        self.running.acquire().await.expect("never closed")
-    }
-
-    /// With a token for a new connection where these are limited: who waits for one keeps nobody
-    /// from running, and who has one uses it at once.
-    async fn run_with_token(&self, at: &At<'_>) -> Option<SemaphorePermit<'_>> {
-        let limited = at.destination.limits.connections_per_minute.is_some();
+    /// A permit to run, with a token where something of this kind needs one: who waits for a token keeps
+    /// nobody from running, and who has one uses it at once.
+    async fn run(&self, at: &At<'_>, kind: Kind) -> Option<SemaphorePermit<'_>> {
+        if !at.is_limited(kind) {
+            return self.running.acquire().await.ok();
+        }
         let changed = at.turn.changed();
         let mut wants = None;
         loop {
             let notified = changed.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
-            let running = self.run().await;
-            if !limited || at.turn.spend() {
+            let running = self.running.acquire().await.ok()?;
+            if at.turn.spend(kind) {
                 return Some(running);
             }
             drop(running);
-            wants.get_or_insert_with(|| at.turn.wants_token());
+            wants.get_or_insert_with(|| at.turn.wants_token(kind));
             self.patiently(at, notified).await?;
         }
     }
@@ -388,14 +387,14 @@ impl<C: ControlPlane> Courier<C> {
         let mut reused = self.pool.take(&key, at.turn.destination());
         loop {
             let fresh = reused.is_none();
-            let (mut connection, _running) = match reused.take() {
+            let mut connection = match reused.take() {
                 Some(connection) => self.reuse(at, connection, &key).await?,
                 None => self.open(at, &hop, &requirement).await?,
             };
-            if at.is_late() {
+            let Some(_running) = self.run(at, Kind::Message).await else {
                 self.keep_or_retire(at, key, connection);
                 return Err(HopEnd::NoPlace);
-            }
+            };
             account::record_session(connection.remote(), connection.tls());
             let content = Content {
                 control: &self.control,
@@ -428,18 +427,13 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    /// The message was let go too long ago to count for this moment.
-    fn is_late(&self) -> bool {
-        self.destination.limits.messages_per_minute.is_some() && Instant::now() > self.until
-    }
-}
-
-/// How long a lease waits for its turn and for its connection's place.
-fn patience(lease: &Lease, limits: &Limits) -> Duration {
-    let most = (lease.length / 2).min(PATIENCE);
-    match limits.messages_per_minute {
-        Some(_) => most.min(BEGIN_WITHIN),
-        None => most,
+    /// Whether something of this kind spends a token.
+    fn is_limited(&self, kind: Kind) -> bool {
+        let limits = &self.destination.limits;
+        match kind {
+            Kind::Connection => limits.connections_per_minute.is_some(),
+            Kind::Message => limits.messages_per_minute.is_some(),
+        }
     }
 }
 

@@ -2,14 +2,14 @@
 //!
 //! An attempt first takes its [`Turn`], then a connection: one that waits idle, or a new one, for
 //! which it takes a [`Place`]. A place belongs to its connection, idle or not, and comes back when the
-//! connection is closed. Where connections per minute are limited, a new one also spends a token.
+//! connection is closed. Where a rate is limited, a new connection or a message spends a token.
 //!
 //! A warm connection takes its next message without a question to anybody: shares are renewed by a
 //! task of their own (`shares.rs`).
 use super::DeliveryMetrics;
 use sealane_client::Dealt;
 use sealane_policy::Limits;
-use sealane_shares::{Grant, Need, Share};
+use sealane_shares::{Grant, Kind, Need, PerKind, Share};
 use sealane_wire::v1;
 use std::{
     collections::{HashMap, VecDeque},
@@ -40,7 +40,7 @@ struct Entry {
     /// Attempts that wait for their turn, in order; some of them may be gone.
     queue: VecDeque<oneshot::Sender<Turn>>,
     /// Attempts that wait for a token.
-    for_tokens: u32,
+    wanted: PerKind,
     /// Of the whole cluster.
     limit: u32,
     /// A place came back, or an answer came.
@@ -134,7 +134,7 @@ impl Places {
         let needs = table.iter_mut().map(|(name, entry)| {
             entry.queue.retain(|waiter| !waiter.is_closed());
             let waiting = u32::try_from(entry.queue.len()).unwrap_or(u32::MAX);
-            let need = entry.share.need(waiting, entry.for_tokens, now);
+            let need = entry.share.need(waiting, entry.wanted, now);
             (Arc::clone(name), need)
         });
         Question(needs.collect())
@@ -157,9 +157,10 @@ impl Places {
             entry.changed.notify_waiters();
             let allowed = entry.share.allowed(now);
             held = held.saturating_add(allowed);
-            wanting |= entry.for_tokens > 0 || !entry.queue.is_empty() && allowed < entry.limit;
+            let for_tokens = entry.wanted != PerKind::default();
+            wanting |= for_tokens || !entry.queue.is_empty() && allowed < entry.limit;
             again |= entry.share.holds_less_than_told(now);
-            if entry.share.is_gone() && entry.queue.is_empty() && entry.for_tokens == 0 {
+            if entry.share.is_gone() && entry.queue.is_empty() && !for_tokens {
                 table.remove(name);
             }
         }
@@ -294,34 +295,36 @@ impl Turn {
         })
     }
 
-    /// Spends a token for a new connection.
-    pub(crate) fn spend(&self) -> bool {
+    /// Spends a token.
+    pub(crate) fn spend(&self, kind: Kind) -> bool {
         let now = self.inner().now_ms();
         let mut table = self.inner().lock();
         let entry = table.get_mut(&self.destination);
-        entry.is_some_and(|e| e.share.spend(now))
+        entry.is_some_and(|e| e.share.spend(kind, now))
     }
 
     /// Until it is dropped, a token is asked for.
-    pub(crate) fn wants_token(&self) -> WantsToken<'_> {
+    pub(crate) fn wants_token(&self, kind: Kind) -> WantsToken<'_> {
         let mut table = self.inner().lock();
         if let Some(entry) = table.get_mut(&self.destination) {
-            entry.for_tokens += 1;
+            *entry.wanted.of(kind) += 1;
         }
         drop(table);
         self.inner().ask.notify_one();
-        WantsToken(self)
+        WantsToken(self, kind)
     }
 }
 
 /// See [`Turn::wants_token`].
 #[derive(Debug)]
-pub(crate) struct WantsToken<'a>(&'a Turn);
+pub(crate) struct WantsToken<'a>(&'a Turn, Kind);
 
 impl Drop for WantsToken<'_> {
     fn drop(&mut self) {
-        if let Some(entry) = self.0.inner().lock().get_mut(&self.0.destination) {
-            entry.for_tokens = entry.for_tokens.saturating_sub(1);
+        let Self(turn, kind) = *self;
+        if let Some(entry) = turn.inner().lock().get_mut(&turn.destination) {
+            let wanted = entry.wanted.of(kind);
+            *wanted = wanted.saturating_sub(1);
         }
     }
 }

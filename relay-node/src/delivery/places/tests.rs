@@ -140,16 +140,16 @@ async fn a_place_goes_to_another_relay_once_its_connection_is_closed() {
 async fn a_new_connection_spends_a_token_that_was_asked_for() {
     let (places, mut table, limits) = (relay(), Table::of(5, Some(60)), limits(5));
     let turn = first_turn(&places, &mut table, "r", &limits).await;
-    assert!(!turn.spend(), "nobody asked for one");
-    let wants = turn.wants_token();
+    assert!(!turn.spend(Kind::Connection), "nobody asked for one");
+    let wants = turn.wants_token(Kind::Connection);
     table.ms += 1_000;
     assert!(places.asked().now_or_never().is_some());
     table.round(&places, "r");
-    assert!(turn.spend());
-    assert!(!turn.spend());
+    assert!(turn.spend(Kind::Connection));
+    assert!(!turn.spend(Kind::Connection));
     drop(wants);
     assert!(!table.round(&places, "r"));
     table.ms += 1_000;
     table.round(&places, "r");
-    assert!(!turn.spend(), "nobody asked for one");
+    assert!(!turn.spend(Kind::Connection), "nobody asked for one");
 }
