@@ -260,7 +260,8 @@ impl<C: ControlPlane> Courier<C> {
             .run(at, Kind::Connection)
             .await
             .ok_or(HopEnd::NoPlace)?;
-        match self.connector.open(hop, requirement, place).await {
+        // Boxed: a warm connection's attempt does not carry the handshake's state.
+        match Box::pin(self.connector.open(hop, requirement, place)).await {
             Ok(connection) => {
                 self.metrics.connection(ConnectionKind::Opened);
                 self.metrics.tls_session(&connection.tls().version);
@@ -285,7 +286,7 @@ impl<C: ControlPlane> Courier<C> {
             }
             if let Some(idle) = self.pool.evict(at.turn.destination()) {
                 // Closed with its place if the peer does not answer.
-                let _ = timeout(EVICTION, self.farewell(idle)).await;
+                let _ = timeout(EVICTION, Box::pin(self.farewell(idle))).await;
                 continue;
             }
             self.patiently(at, notified).await?;
