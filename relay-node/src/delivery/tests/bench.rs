@@ -102,6 +102,8 @@ pub(super) struct Setup {
     pub(super) route: Option<v1::Route>,
     pub(super) tls: v1::TlsRequirement,
     pub(super) messages_per_connection: u32,
+    /// Places that the relay is dealt at each destination.
+    pub(super) places: u32,
     pub(super) roots: rustls::RootCertStore,
     pub(super) body: Arc<dyn Fn() -> Body + Send + Sync>,
     pub(super) renewal: Renewal,
@@ -120,6 +122,7 @@ impl Setup {
             }),
             tls: v1::TlsRequirement::default(),
             messages_per_connection: 100,
+            places: 20,
             roots: roots.clone(),
             body: pieces(vec![b"Subject: x\r\n\r\nhello\r\n"]),
             renewal: Renewal::Renewed(Duration::from_secs(60)),
@@ -170,7 +173,11 @@ impl Setup {
             self.options,
             metrics.clone(),
         );
-        tokio::spawn(deal(courier.places.clone(), courier.pool.clone()));
+        tokio::spawn(deal(
+            courier.places.clone(),
+            courier.pool.clone(),
+            self.places,
+        ));
         Bench {
             courier,
             metrics,
@@ -180,7 +187,7 @@ impl Setup {
 }
 
 /// Answers every question for places at once, as if this were the only relay.
-async fn deal(places: Places, pool: Arc<Pool>) {
+async fn deal(places: Places, pool: Arc<Pool>, connections: u32) {
     let mut dealer = Dealer::new(0, Timing::with_overlap(0));
     let zero = Instant::now();
     for sequence in 1.. {
@@ -192,7 +199,7 @@ async fn deal(places: Places, pool: Arc<Pool>) {
             need: n.need(),
         });
         let limit = |_: &str| Limit {
-            connections: 20,
+            connections,
             connections_per_minute: None,
             messages_per_minute: None,
         };
