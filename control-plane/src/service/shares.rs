@@ -12,7 +12,7 @@ use tonic::Status;
 /// Destinations in one question.
 const MOST: usize = 100_000;
 
-/// The dealer, while this node leads group 0.
+/// The dealer of the last term in which this node led group 0; it deals while it leads.
 #[derive(Debug)]
 pub(crate) struct DealerDesk {
     groups: Arc<Groups>,
@@ -74,8 +74,8 @@ impl DealerDesk {
         })
     }
 
-    /// Begins to deal with a new leadership and ends with it. Asked often: the sooner a dealer begins,
-    /// the sooner it knows what everybody holds.
+    /// Begins to deal with a new leadership. Asked often: the sooner a dealer begins, the sooner it knows
+    /// what everybody holds.
     pub(crate) fn look(&self) {
         let mut desk = self.dealer.lock().expect("no panic while held");
         let dealing = self.current(&mut desk).is_some();
@@ -84,10 +84,8 @@ impl DealerDesk {
 
     fn current<'a>(&self, desk: &'a mut Option<(u64, Dealer)>) -> Option<&'a mut (u64, Dealer)> {
         let meta = self.groups.meta();
-        let Some(term) = meta.leads() else {
-            *desk = None;
-            return None;
-        };
+        // A leader that waits for its quorum may lead on in the same term: nobody else dealt in it.
+        let term = meta.leads()?;
         if desk.as_ref().is_none_or(|(of, _)| *of != term) {
             tracing::info!(term, "dealing the shares of destinations");
             let overlap = u64::try_from(meta.overlap().as_millis()).unwrap_or(u64::MAX);
