@@ -14,13 +14,15 @@ use sealane_tests::sink::{Act, Rule, Sink, SinkConfig, Stage, most_within};
 use sealane_tests::wait;
 
 const NARROW: &str = "narrow.example";
-const RATED: &str = "rated.example";
+const PACED: &str = "paced.example";
+const DIALED: &str = "dialed.example";
 const HOLE: &str = "hole.example";
 
 /// Connections at once to [`NARROW`].
 const PLACES: usize = 3;
-/// Of [`RATED`].
-const MESSAGES_PER_MINUTE: u64 = 180;
+/// To [`PACED`].
+const MESSAGES_PER_MINUTE: u64 = 120;
+/// To [`DIALED`].
 const CONNECTIONS_PER_MINUTE: u64 = 40;
 
 /// docs/limits.md: in any time, what the rate gives for it and for so many seconds more, and one.
@@ -81,27 +83,30 @@ async fn limits_hold_across_the_cluster_and_when_the_dealer_dies() -> Result<()>
         act: Act::Delay(Duration::from_millis(40)),
         times: None,
     });
-    let rated = sink(&cluster, "rated").await?;
+    let paced = sink(&cluster, "paced").await?;
+    let dialed = sink(&cluster, "dialed").await?;
     // It takes connections and says nothing.
     let hole = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let rates = format!(
-        "connections: 6, messagesPerConnection: 3, messagesPerMinute: {MESSAGES_PER_MINUTE}, \
-         connectionsPerMinute: {CONNECTIONS_PER_MINUTE}"
+    let pace = format!("connections: 6, messagesPerMinute: {MESSAGES_PER_MINUTE}");
+    let dials = format!(
+        "connections: 6, messagesPerConnection: 2, connectionsPerMinute: {CONNECTIONS_PER_MINUTE}"
     );
     let policy = [
         destination(NARROW, narrow.address(), &format!("connections: {PLACES}")),
-        destination(RATED, rated.address(), &rates),
+        destination(PACED, paced.address(), &pace),
+        destination(DIALED, dialed.address(), &dials),
         destination(HOLE, hole.local_addr()?, "connections: 5"),
     ];
     cluster.apply_policy(&policy.join("---\n")).await?;
 
     let to_hole = flow(&cluster, HOLE, 4, 200);
     let to_narrow = flow(&cluster, NARROW, 8, 500);
-    let to_rated = flow(&cluster, RATED, 4, 100);
+    let to_paced = flow(&cluster, PACED, 4, 100);
+    let to_dialed = flow(&cluster, DIALED, 4, 60);
     let served = flow(&cluster, sealane_tests::policy::SERVED, 4, 300);
 
     wait::until("mail at every destination", PATIENCE, || async {
-        let (a, b) = (narrow.store().count()?, rated.store().count()?);
+        let (a, b) = (narrow.store().count()?, paced.store().count()?);
         ensure!(a >= 30 && b >= 5, "{a} and {b}");
         Ok(())
     })
@@ -110,11 +115,11 @@ async fn limits_hold_across_the_cluster_and_when_the_dealer_dies() -> Result<()>
     println!(
         "{dealer} deals and is killed; {} and {} messages arrived",
         narrow.store().count()?,
-        rated.store().count()?
+        paced.store().count()?
     );
     cluster.kill(&dealer)?;
 
-    for flow in [&to_narrow, &to_rated, &served] {
+    for flow in [&to_narrow, &to_paced, &to_dialed, &served] {
         wait::until("offers accepted", PATIENCE, || async {
             ensure!(flow.ledger.accepted() > 0);
             Ok(())
@@ -125,7 +130,8 @@ async fn limits_hold_across_the_cluster_and_when_the_dealer_dies() -> Result<()>
     for (name, flow, store) in [
         ("served", served, cluster.sink.store()),
         (NARROW, to_narrow, narrow.store()),
-        (RATED, to_rated, rated.store()),
+        (PACED, to_paced, paced.store()),
+        (DIALED, to_dialed, dialed.store()),
     ] {
         flow.running.finish().await;
         let began = Instant::now();
@@ -141,21 +147,23 @@ async fn limits_hold_across_the_cluster_and_when_the_dealer_dies() -> Result<()>
     println!("{NARROW}: {peak} connections at once, {PLACES} are allowed");
     ensure!(peak <= PLACES, "{peak} connections, {PLACES} are allowed");
     ensure!(peak > 1, "both relays deliver there");
-    let peak = rated.traffic().peak();
-    ensure!(peak <= 6, "{RATED}: {peak} connections, 6 are allowed");
+    for (name, sink) in [(PACED, &paced), (DIALED, &dialed)] {
+        let peak = sink.traffic().peak();
+        ensure!(peak <= 6, "{name}: {peak} connections, 6 are allowed");
+    }
     within_rate(
         "connections per minute",
-        &rated.traffic().connections(),
+        &dialed.traffic().connections(),
         CONNECTIONS_PER_MINUTE,
     )?;
     within_rate(
         "messages per minute",
-        &rated.traffic().messages(),
+        &paced.traffic().messages(),
         MESSAGES_PER_MINUTE,
     )?;
     // Warm connections are not kept for ever.
     wait::until("connections closed", PATIENCE, || async {
-        let open = narrow.traffic().open() + rated.traffic().open();
+        let open = narrow.traffic().open() + paced.traffic().open();
         ensure!(open == 0, "{open} are open");
         Ok(())
     })
