@@ -6,6 +6,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/sealane.v1.Queue/Submit", &[Relay]),
     ("/sealane.v1.Queue/Deliver", &[Relay]),
     ("/sealane.v1.Queue/FetchBody", &[Relay]),
+    ("/sealane.v1.Queue/DealShares", &[Relay, Control]),
     ("/sealane.v1.Policy/Watch", &[Relay, Operator]),
     ("/sealane.v1.Policy/Get", &[Admin, Viewer, Operator]),
     ("/sealane.v1.Policy/Apply", &[Admin, Operator]),

@@ -6,3 +6,4 @@ pub(crate) mod membership;
 pub(crate) mod reclaim;
 pub(crate) mod report;
 pub(crate) mod standing;
+pub(crate) mod tokens;

@@ -42,6 +42,9 @@ pub(crate) struct Metrics {
     queue_oldest_seconds: Family<ShardLabel, Gauge>,
     leads: Family<ShardLabel, Gauge>,
     relays: Gauge,
+    dealer: Gauge,
+    dealt_questions: Counter,
+    dealt_destinations: Gauge,
 }
 
 impl Metrics {
@@ -59,6 +62,9 @@ impl Metrics {
             queue_oldest_seconds: Family::default(),
             leads: Family::default(),
             relays: Gauge::default(),
+            dealer: Gauge::default(),
+            dealt_questions: Counter::default(),
+            dealt_destinations: Gauge::default(),
         };
         let r = registry.sub_registry_with_prefix("sealane");
         r.register("enqueue", "Enqueue requests by outcome", m.enqueues.clone());
@@ -109,6 +115,21 @@ impl Metrics {
             "Relay nodes with a delivery stream to this node",
             m.relays.clone(),
         );
+        r.register(
+            "shares_dealer",
+            "1 if this node deals the shares of destinations",
+            m.dealer.clone(),
+        );
+        r.register(
+            "shares_questions",
+            "Questions for shares answered by this node",
+            m.dealt_questions.clone(),
+        );
+        r.register(
+            "shares_destinations",
+            "Destinations in use whose shares this node deals",
+            m.dealt_destinations.clone(),
+        );
         m
     }
 
@@ -140,6 +161,18 @@ impl Metrics {
     }
     pub(crate) fn relays(&self, n: usize) {
         self.relays.set(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+    /// Shares were dealt to somebody; so many destinations are in use.
+    pub(crate) fn dealt(&self, destinations: usize) {
+        self.dealt_questions.inc();
+        self.dealt_destinations
+            .set(i64::try_from(destinations).unwrap_or(i64::MAX));
+    }
+    /// Whether this node deals shares.
+    pub(crate) fn dealer(&self, dealing: bool) {
+        if self.dealer.set(i64::from(dealing)) != 0 && !dealing {
+            self.dealt_destinations.set(0);
+        }
     }
     /// `None`: not led here.
     pub(crate) fn shard(&self, shard: u32, led: Option<(u64, Duration)>) {

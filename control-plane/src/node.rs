@@ -6,6 +6,7 @@ use crate::{
         dispatch::Dispatch,
         leadership::{self, LeaderClaims},
         membership, reclaim, report, standing,
+        tokens::TokenKeeper,
     },
     bootstrap,
     config::ControlPlaneConfig,
@@ -20,6 +21,7 @@ use crate::{
         policy::PolicyRpc,
         queue::QueueRpc,
         results::ResultsBatcher,
+        shares::DealerDesk,
         submit::{Admission, SubmitDesk},
     },
 };
@@ -174,10 +176,22 @@ async fn serve(
         },
     );
 
+    let dealer = Arc::new(DealerDesk::new(
+        groups.clone(),
+        policy.clone(),
+        metrics.clone(),
+    ));
     let queue = QueueRpc {
         groups: groups.clone(),
         submit,
         deliver: desk.clone(),
+        dealer: dealer.clone(),
+    };
+    let tokens = TokenKeeper {
+        dispatch: dispatch.clone(),
+        desk: dealer,
+        identity: identity.clone(),
+        name: config.name.clone(),
     };
     let admin = AdminRpc {
         groups: groups.clone(),
@@ -250,6 +264,7 @@ async fn serve(
         work.clone(),
     ));
     tasks.spawn(dispatch.clone().watch(desk.clone(), work.clone()));
+    tasks.spawn(tokens.run(work.clone()));
     tasks.spawn(dispatch.run(desk, effects, missed, work.clone()));
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;

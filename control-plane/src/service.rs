@@ -7,4 +7,5 @@ pub(crate) mod policy;
 pub(crate) mod queue;
 pub(crate) mod restore;
 pub(crate) mod results;
+pub(crate) mod shares;
 pub(crate) mod submit;

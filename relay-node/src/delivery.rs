@@ -3,6 +3,7 @@
 //! ```text
 //!  control plane ──lease──▶ run ──▶ Courier::deliver ──report──▶ control plane
 //!                                     │ resolve   which addresses (crate::resolve)
+//!                                     │ place     this relay's share of the destination [places.rs]
 //!                                     │ decide    what TLS must prove (sealane_tls_policy)
 //!                                     │ connect   TCP, STARTTLS, handshake, judge  [connect.rs]
 //!                                     │ converse  MAIL RCPT DATA, final dot        [converse.rs]
@@ -23,16 +24,17 @@ mod converse;
 mod courier;
 mod driver;
 mod facts;
-mod gate;
 mod lease;
 mod lease_clock;
 mod line_ends;
 mod metrics;
 mod options;
+mod places;
 mod pool;
 mod queue_control;
 mod report;
 mod run;
+mod shares;
 #[cfg(test)]
 mod tests;
 

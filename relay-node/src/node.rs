@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use sealane_client::{DeliverClient, Members, PolicyWatch, SubmitClient, mtls};
+use sealane_client::{DeliverClient, Members, PolicyWatch, ShareClient, SubmitClient, mtls};
 use sealane_policy::PolicySnapshot;
 use sealane_runtime::{http, identity::Identity, shutdown, telemetry};
 use sealane_smtp::server::Listener;
@@ -76,6 +76,7 @@ async fn serve(
     let members = Members::new(config.control_plane.clone(), mtls(identity));
     let submit = SubmitClient::start(&config.name, members.clone(), &tasks, last.clone());
     let policy = PolicyWatch::start(&config.name, members.clone(), &tasks, last.clone());
+    let shares = ShareClient::new(members.clone());
     let deliver = DeliverClient::start(
         &config.name,
         members,
@@ -106,6 +107,7 @@ async fn serve(
     let delivery = DeliveryContext {
         hostname: config.hostname.clone(),
         control: deliver,
+        shares,
         policy: policy.clone(),
         resolver: Arc::new(resolver),
         tls: TlsConnector::webpki(),

@@ -7,6 +7,7 @@
 mod script;
 mod session;
 mod store;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 pub use script::{Act, Rule, Script, Stage};
 pub use session::SinkTls;
 pub use store::{Envelope, Received, Store};
+pub use traffic::{Traffic, most_within};
 
 /// Most connections served at once; others wait in the backlog.
 const CONNECTIONS: usize = 2000;
@@ -59,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) script: Script,
     pub(crate) tls: SinkTls,
     pub(crate) counts: Counts,
+    pub(crate) traffic: Traffic,
     /// Print a line for every message.
     pub(crate) verbose: bool,
 }
@@ -110,6 +113,7 @@ impl Sink {
             hostname: config.hostname,
             script: Script::default(),
             counts: Counts::default(),
+            traffic: Traffic::default(),
             verbose: config.verbose,
         });
         let task = tokio::spawn(serve(listener, Arc::clone(&shared)));
@@ -140,6 +144,12 @@ impl Sink {
         &self.shared.counts
     }
 
+    /// When connections and messages began and ended.
+    #[must_use]
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
+    }
+
     /// Serves until the process ends.
     ///
     /// # Errors
@@ -166,9 +176,11 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => {
                 let Ok((stream, peer)) = accepted else { continue };
                 Counts::add(&shared.counts.connections);
+                let connection = shared.traffic.opened();
                 let shared = Arc::clone(&shared);
                 sessions.spawn(async move {
-                    let _broken = session::run(stream, peer, &shared).await;
+                    let _broken = session::run(stream, peer, &shared, connection).await;
+                    shared.traffic.closed(connection);
                     drop(permit);
                 });
             }

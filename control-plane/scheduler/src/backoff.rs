@@ -5,6 +5,8 @@ const FIRST: u64 = 1_000;
 const LONGEST: u64 = 300_000;
 /// A refusal matters for this long after its pause.
 const MEMORY: u64 = 3_600_000;
+/// What comes back together counts once.
+const CROWDED: u64 = 1_000;
 
 /// What happened at a destination, as far as it concerns all mail for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(crate) struct Backoff {
     until_ms: u64,
     /// Below the configured limit after a refusal; `None`: no ceiling.
     ceiling: Option<u32>,
+    /// The ceiling does not fall again before this.
+    crowded_until_ms: u64,
 }
 
 impl Backoff {
@@ -56,6 +60,14 @@ impl Backoff {
         }
     }
 
+    /// What was given out found no place there: half of it is enough, as long as nothing is delivered.
+    pub(crate) fn crowded(&mut self, limit: u32, now_ms: u64) {
+        if now_ms >= self.crowded_until_ms {
+            self.ceiling = Some((self.ceiling.unwrap_or(limit).min(limit) / 2).max(1));
+            self.crowded_until_ms = now_ms.saturating_add(CROWDED);
+        }
+    }
+
     /// How many may be under way: none in a pause, one after it until the destination answers.
     pub(crate) fn allows(&self, limit: u32, now_ms: u64) -> u32 {
         if now_ms < self.until_ms && self.refusals > 0 {
@@ -70,7 +82,11 @@ impl Backoff {
     /// When a destination that nobody asked meanwhile begins anew; `None`: there is nothing to forget.
     pub(crate) fn remembered_until(&self) -> Option<u64> {
         let clear = self.refusals == 0 && self.ceiling.is_none();
-        (!clear).then(|| self.until_ms.saturating_add(MEMORY))
+        (!clear).then(|| {
+            self.until_ms
+                .max(self.crowded_until_ms)
+                .saturating_add(MEMORY)
+        })
     }
 
     pub(crate) fn held_until(&self) -> Option<u64> {

@@ -1,5 +1,6 @@
 //! One destination: who waits for it, and whether it may go on.
-use crate::{backoff::Backoff, names::Name, rate::Bucket};
+use crate::{backoff::Backoff, names::Name};
+use sealane_shares::Tokens;
 use std::collections::{HashMap, VecDeque};
 
 /// What this node may do at a destination at once.
@@ -7,8 +8,10 @@ use std::collections::{HashMap, VecDeque};
 pub struct Limit {
     /// Leases under way.
     pub leases: u32,
-    /// Messages that may begin per minute.
-    pub per_minute: Option<u32>,
+    /// The same until it has answered: a destination that never does holds no more of the relays.
+    pub first: u32,
+    /// Every message that begins spends a token.
+    pub rated: bool,
 }
 
 /// Limits by destination (lower-case domain). They may change at any time.
@@ -35,8 +38,10 @@ pub(crate) struct Destination {
     pub(crate) ready: usize,
     pub(crate) in_flight: u32,
     pub(crate) backoff: Backoff,
-    pub(crate) bucket: Option<Bucket>,
+    pub(crate) tokens: Tokens,
     pub(crate) last_worker: Option<Name>,
+    /// It spoke to us, and has not sent us away since.
+    pub(crate) answers: bool,
     /// It is in the turn of destinations.
     pub(crate) queued: bool,
 }
@@ -48,6 +53,8 @@ pub(crate) enum Blocked {
     Full,
     /// Until then.
     Until(u64),
+    /// Until there are tokens.
+    Tokens,
 }
 
 impl Destination {
@@ -86,29 +93,41 @@ impl Destination {
         None
     }
 
+    fn places(&self, limit: Limit, now_ms: u64) -> u32 {
+        let most = if self.answers {
+            limit.leases
+        } else {
+            limit.leases.min(limit.first)
+        };
+        self.backoff.allows(most, now_ms)
+    }
+
     /// Whether one more may begin now.
     pub(crate) fn may_begin(&mut self, limit: Limit, now_ms: u64) -> Result<(), Blocked> {
-        if self.in_flight >= self.backoff.allows(limit.leases, now_ms) {
+        if self.in_flight >= self.places(limit, now_ms) {
             return Err(match self.backoff.held_until() {
                 Some(until) if until > now_ms => Blocked::Until(until),
                 _ => Blocked::Full,
             });
         }
-        if let Some(rate) = limit.per_minute {
-            let bucket = self.bucket.get_or_insert_with(Bucket::new);
-            if let Some(at) = bucket.wait(rate, now_ms) {
-                return Err(Blocked::Until(at));
-            }
+        if limit.rated && self.tokens.left(now_ms) == 0 {
+            return Err(Blocked::Tokens);
         }
         Ok(())
     }
 
-    /// One begins.
-    pub(crate) fn begin(&mut self, limit: Limit) {
-        if limit.per_minute.is_some()
-            && let Some(bucket) = &mut self.bucket
-        {
-            bucket.take();
+    /// How many tokens could be spent now, beyond those that are there.
+    pub(crate) fn lacks(&mut self, limit: Limit, now_ms: u64) -> u32 {
+        let places = self.places(limit, now_ms);
+        let ready = u32::try_from(self.ready).unwrap_or(u32::MAX);
+        let could = places.saturating_sub(self.in_flight).min(ready);
+        could.saturating_sub(self.tokens.left(now_ms))
+    }
+
+    /// One begins; [`Self::may_begin`] said that it may.
+    pub(crate) fn begin(&mut self, limit: Limit, now_ms: u64) {
+        if limit.rated {
+            self.tokens.take(now_ms);
         }
     }
 
@@ -119,7 +138,6 @@ impl Destination {
 
     /// When its past will not matter any more, if nothing happens; `None`: it does not matter now.
     pub(crate) fn remembered_until(&self) -> Option<u64> {
-        let bucket = self.bucket.map(|b| b.full_at());
-        bucket.max(self.backoff.remembered_until())
+        self.backoff.remembered_until()
     }
 }

@@ -13,15 +13,15 @@
 //! - **Fair:** destinations take turns, one item each; within a destination its senders take turns. So
 //!   a message waits for at most one item of every other destination, and of every other sender to
 //!   its own: how much mail the others have does not matter.
-//! - **Limited:** places and rate per destination are never exceeded. A destination that may not go on
-//!   leaves the turn and comes back by the event that lets it, not by being asked again and again.
+//! - **Limited:** places per destination are never exceeded, and where a destination has a rate, a message
+//!   begins only for a token that was given to this index ([`Scheduler::tokens`]). A destination that may not
+//!   go on leaves the turn and comes back by the event that lets it, not by being asked again and again.
 //! - **Cheap:** every step costs O(log n). What is not due costs memory only, about 150 octets.
 #![forbid(unsafe_code)]
 
 mod backoff;
 mod destination;
 mod names;
-mod rate;
 mod retry;
 mod scheduler;
 #[cfg(test)]
@@ -31,4 +31,4 @@ mod tests;
 pub use backoff::Outcome;
 pub use destination::{Limit, Limits};
 pub use retry::retry_at;
-pub use scheduler::{Assignment, Busy, ExpiredLease, NewItem, Scheduler, WorkItem};
+pub use scheduler::{Assignment, Busy, ExpiredLease, NewItem, Scheduler, Short, WorkItem};

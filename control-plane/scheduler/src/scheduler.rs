@@ -66,6 +66,15 @@ pub struct Busy {
     pub held_until_ms: Option<u64>,
 }
 
+/// A destination that only waits for tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Short {
+    /// Its name.
+    pub destination: String,
+    /// Tokens that would be spent at once.
+    pub tokens: u32,
+}
+
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +133,8 @@ pub struct Scheduler {
     wake: BTreeSet<(u64, Name)>,
     /// Destinations at their limit: looked at again when limits may have changed.
     full: BTreeSet<Name>,
+    /// Destinations that only wait for tokens.
+    short: BTreeSet<Name>,
     expired: VecDeque<MessageId>,
     names: Names,
     senders: Names,
@@ -281,6 +292,7 @@ impl Scheduler {
             self.relays.drop_one(worker);
         }
         self.full.remove(&destination);
+        self.short.remove(&destination);
         // The use that the entry itself had.
         self.names.drop_one(destination);
     }
@@ -378,7 +390,7 @@ impl Scheduler {
         let d = self.destination(name);
         let free = d.ready == 0 && d.may_begin(limit, now_ms).is_ok();
         if free {
-            d.begin(limit);
+            d.begin(limit, now_ms);
             self.served_by(name, relay);
             self.place(id, name, UNSETTLED);
             self.spend(relay);
@@ -491,11 +503,15 @@ impl Scheduler {
                 self.wake.insert((at, name));
                 return None;
             }
+            Err(Blocked::Tokens) => {
+                self.short.insert(name);
+                return None;
+            }
         }
         let slots = &self.slots;
         let live = |(slot, generation): Ticket| slots[slot as usize].generation == generation;
         let (slot, _) = d.pop(live)?;
-        d.begin(limit);
+        d.begin(limit, now_ms);
         let item = self.slots[slot as usize];
         let Some(relay) = self.choose(&item) else {
             // `next` asked before: somebody has credit.
@@ -616,11 +632,74 @@ impl Scheduler {
         let Some(d) = self.destinations.get_mut(&name) else {
             return;
         };
+        d.answers = outcome != Outcome::Refused;
         if let Some(until) = d.backoff.note(outcome, limit, now_ms, jitter) {
             self.wake.insert((until, name));
         } else if outcome != Outcome::Refused {
             self.full.remove(&name);
             self.enter_turn(name);
+        }
+    }
+
+    // ---- rates
+
+    /// Destinations that wait for nothing but tokens, at most `max`; none while no relay has credit, since
+    /// tokens do not keep.
+    pub fn short(&mut self, now_ms: u64, max: usize, limits: &impl Limits) -> Vec<Short> {
+        if !self.credits.values().any(|c| *c > 0) {
+            return Vec::new();
+        }
+        let mut out = Vec::new();
+        let mut over = Vec::new();
+        for name in self.short.iter().take(max) {
+            let text = self.names.text(*name);
+            let limit = limits.of(text);
+            match self.destinations.get_mut(name) {
+                Some(d) if limit.rated && d.ready > 0 => {
+                    let tokens = d.lacks(limit, now_ms);
+                    if tokens > 0 {
+                        out.push(Short {
+                            destination: text.to_owned(),
+                            tokens,
+                        });
+                    }
+                }
+                _ => over.push(*name),
+            }
+        }
+        for name in over {
+            self.short.remove(&name);
+            self.enter_turn(name);
+        }
+        out
+    }
+
+    /// Whether some destination waits for tokens.
+    pub fn is_short(&self) -> bool {
+        !self.short.is_empty()
+    }
+
+    /// `n` messages more may begin there until then.
+    pub fn tokens(&mut self, destination: &str, n: u32, until_ms: u64) {
+        if n > 0
+            && let Some(name) = self.names.find(destination)
+            && let Some(d) = self.destinations.get_mut(&name)
+        {
+            d.tokens.add(n, until_ms);
+            self.short.remove(&name);
+            self.enter_turn(name);
+        }
+    }
+
+    /// Its lease came back because it found no place at its destination: fewer are to be under way there.
+    pub fn crowded(&mut self, id: MessageId, epoch: u64, now_ms: u64, limits: &impl Limits) {
+        let leases = self.shards.get(&id.shard()).and_then(|s| s.leases.get(&id));
+        let found = leases.and_then(|l| l.iter().find(|(_, lease)| lease.epoch == epoch));
+        if let Some((name, _)) = found
+            && let Some(d) = self.destinations.get_mut(name)
+        {
+            let limit = limits.of(self.names.text(*name)).leases;
+            d.backoff.crowded(limit, now_ms);
         }
     }
 

@@ -95,7 +95,8 @@ impl Nodes {
             .context("node list")??;
         let mut addresses = connection.control.clone();
         for node in listed.nodes {
-            let control = node.kind() == Kind::ControlPlane && node.state != "replaced";
+            let control = node.kind() == Kind::ControlPlane
+                && !["removed", "lost"].contains(&node.state.as_str());
             if control && !node.address.is_empty() && !addresses.contains(&node.address) {
                 addresses.push(node.address);
             }

@@ -26,7 +26,7 @@ use grant::Grant;
 use index::{Index, Relay, RelayInfo};
 use rand::Rng;
 use sealane_policy::PolicySnapshot;
-use sealane_scheduler::{Limit, Outcome};
+use sealane_scheduler::{Limit, Outcome, Short};
 use sealane_state::{Effect, queries};
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, command::Op};
@@ -50,6 +50,9 @@ const LEASE_GRACE_MS: u64 = 2_000;
 /// commit of its next lease.
 const LEASES_PER_CONNECTION: u32 = 8;
 
+/// Destinations that are asked tokens for at once.
+const MOST_SHORT: usize = 10_000;
+
 /// Pause after an expiry that was not recorded.
 const EXPIRE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -69,6 +72,8 @@ struct Shared {
     index: Mutex<Index>,
     /// Something may be assigned.
     work: Notify,
+    /// Somebody may wait for tokens.
+    short: Notify,
 }
 
 /// Who ends messages whose time is up.
@@ -80,9 +85,13 @@ pub(crate) trait Expire: Send + Sync + 'static {
 fn limits(policy: &PolicySnapshot) -> impl Fn(&str) -> Limit + '_ {
     |destination: &str| {
         let limits = policy.destination(destination).limits;
+        // Where there is a rate, nobody is kept waiting by the commit of a lease.
+        let rated = limits.messages_per_minute.or(limits.connections_per_minute);
+        let each = rated.map_or(LEASES_PER_CONNECTION, |_| 1);
         Limit {
-            leases: limits.connections.saturating_mul(LEASES_PER_CONNECTION),
-            per_minute: None,
+            leases: limits.connections.saturating_mul(each),
+            first: limits.connections,
+            rated: limits.messages_per_minute.is_some(),
         }
     }
 }
@@ -101,6 +110,7 @@ impl Dispatch {
             lease,
             index: Mutex::default(),
             work: Notify::new(),
+            short: Notify::new(),
         }))
     }
 
@@ -143,6 +153,36 @@ impl Dispatch {
         self.index()
             .scheduler
             .outcome(destination, outcome, now_ms(), jitter, &limits(&policy));
+    }
+
+    /// These leases come back because they found no place at their destinations.
+    pub(crate) fn crowded(&self, leases: &[(MessageId, u64)]) {
+        let policy = self.0.policy.current().parsed;
+        let (now, limits) = (now_ms(), limits(&policy));
+        let mut index = self.index();
+        for (id, epoch) in leases {
+            index.scheduler.crowded(*id, *epoch, now, &limits);
+        }
+    }
+
+    // ---- from the dealer
+
+    /// Destinations that wait for nothing but tokens.
+    pub(crate) fn short(&self) -> Vec<Short> {
+        let policy = self.0.policy.current().parsed;
+        let limits = limits(&policy);
+        self.index().scheduler.short(now_ms(), MOST_SHORT, &limits)
+    }
+
+    /// Messages that may begin until then.
+    pub(crate) fn tokens(&self, destination: &str, tokens: u32, until_ms: u64) {
+        self.index().scheduler.tokens(destination, tokens, until_ms);
+        self.0.work.notify_one();
+    }
+
+    /// Waits until [`Self::short`] may name somebody new.
+    pub(crate) async fn more_short(&self) {
+        self.0.short.notified().await;
     }
 
     // ---- from submit streams
@@ -310,6 +350,9 @@ impl Dispatch {
         let policy = self.0.policy.current().parsed;
         let grants = self.index().assign(now_ms(), BATCH, &limits(&policy));
         let more = grants.len() >= BATCH;
+        if self.index().scheduler.is_short() {
+            self.0.short.notify_one();
+        }
         for batch in grants {
             let Some(group) = self.0.groups.group(batch.group) else {
                 continue;

@@ -383,18 +383,34 @@ impl Group {
     /// The term in which this node may take mail for this group: it leads, its state machine holds an entry of its own term,
     /// a quorum answered lately, and the group has all its replicas.
     pub fn leading(&self) -> Option<u64> {
+        let voters = {
+            let m = self.inner.raft().metrics();
+            let m = m.borrow_watched();
+            m.membership_config.membership().voter_ids().count()
+        };
+        let full = voters >= usize::try_from(self.replicas).unwrap_or(usize::MAX);
+        self.leads().filter(|_| full)
+    }
+
+    /// The term in which this node leads this group: it holds an entry of its own term, and a quorum
+    /// answered within the time that followers wait before they elect another. So it says no more
+    /// when it was replaced `overlap` ago.
+    pub fn leads(&self) -> Option<u64> {
         let m = self.inner.raft().metrics();
         let m = m.borrow_watched();
         let caught_up = m
             .last_applied
             .is_some_and(|l| l.leader_id.term == m.current_term);
-        let voters = m.membership_config.membership().voter_ids().count();
-        let alone = voters == 1;
+        let alone = m.membership_config.membership().voter_ids().count() == 1;
         let fresh = alone
             || m.last_quorum_acked
                 .is_some_and(|at| at.elapsed() < self.election_max);
-        let full = voters >= usize::try_from(self.replicas).unwrap_or(usize::MAX);
-        (m.state == ServerState::Leader && caught_up && fresh && full).then_some(m.current_term)
+        (m.state == ServerState::Leader && caught_up && fresh).then_some(m.current_term)
+    }
+
+    /// The longest time for which two nodes may both say that they lead.
+    pub fn overlap(&self) -> Duration {
+        self.election_max
     }
 
     /// Returns once a quorum confirmed that this node leads, and what is applied here holds everything

@@ -476,11 +476,14 @@ impl DeliverDesk {
 
     async fn give_back(&self, give_back: v1::Return) {
         let mut by_group: std::collections::BTreeMap<_, Vec<v1::LeaseRef>> = Default::default();
+        let mut all = Vec::with_capacity(give_back.leases.len());
         for l in give_back.leases {
             if let Ok(id) = message_id("return.id", &l.id) {
+                all.push((id, l.epoch));
                 by_group.entry(id.shard().group()).or_default().push(l);
             }
         }
+        self.dispatch.crowded(&all);
         for (group, leases) in by_group {
             let Some(group) = self.groups.group(group) else {
                 continue;
@@ -547,13 +550,16 @@ fn of_destination(report: &v1::Report) -> Option<sealane_scheduler::Outcome> {
     if all.iter().any(|r| r.outcome() == Outcome::Delivered) {
         return Some(Of::Delivered);
     }
-    // 421, or no host that we could or may speak to: X.4.z (network, routing), X.7.z (TLS).
+    // 421, or any refusal outside TLS, where no message was named yet, or no host that we could or may
+    // speak to: X.4.z (network, routing), X.7.z (TLS).
     let refused = |r: &v1::RecipientReport| {
         let reply = r.reply.as_ref();
         let enhanced = reply.map_or("", |r| r.enhanced.as_str());
+        let outside_tls = r.tls.is_none();
         r.outcome() == Outcome::Deferred
             && reply.is_some_and(|r| {
                 r.code == 421
+                    || r.code >= 400 && outside_tls
                     || r.code == 0 && (enhanced.starts_with("4.4.") || enhanced.starts_with("4.7."))
             })
     };
@@ -594,6 +600,43 @@ fn expired_reply(last: Option<v1::Reply>, tls_caused: bool) -> v1::Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sealane_scheduler::Outcome as Of;
+
+    #[test]
+    fn a_refusal_before_a_message_was_named_is_of_the_destination() {
+        let report = |code, enhanced: &str, tls: bool| v1::Report {
+            destination: "d.example".into(),
+            recipients: vec![v1::RecipientReport {
+                outcome: Outcome::Deferred.into(),
+                reply: Some(v1::Reply {
+                    code,
+                    enhanced: enhanced.into(),
+                    ..v1::Reply::default()
+                }),
+                tls: tls.then(v1::TlsFacts::default),
+                ..v1::RecipientReport::default()
+            }],
+            ..v1::Report::default()
+        };
+        for (code, enhanced, tls, expected) in [
+            // Greetings, and refusals of STARTTLS.
+            (421, "4.3.2", false, Of::Refused),
+            (450, "", false, Of::Refused),
+            (454, "4.7.0", false, Of::Refused),
+            (554, "5.3.2", false, Of::Refused),
+            // No connection, no TLS.
+            (0, "4.4.1", false, Of::Refused),
+            (0, "4.7.5", true, Of::Refused),
+            // Inside TLS only 421 is about more than the message.
+            (421, "", true, Of::Refused),
+            (450, "4.2.1", true, Of::Answered),
+            (451, "4.7.1", true, Of::Answered),
+            (0, "4.3.0", false, Of::Answered),
+        ] {
+            let said = of_destination(&report(code, enhanced, tls));
+            assert_eq!(said, Some(expected), "{code} {enhanced} {tls}");
+        }
+    }
 
     #[test]
     fn expiry_is_5_4_7_unless_tls_was_the_cause() {

@@ -1,5 +1,5 @@
-//! `Queue`: the three RPCs of relay nodes.
-use super::{deliver::DeliverDesk, submit::SubmitDesk};
+//! `Queue`: the RPCs of relay nodes.
+use super::{deliver::DeliverDesk, shares::DealerDesk, submit::SubmitDesk};
 use crate::raft::Groups;
 use bytes::Bytes;
 use sealane_runtime::identity::WorkloadId;
@@ -19,6 +19,7 @@ pub(crate) struct QueueRpc {
     pub(crate) groups: Arc<Groups>,
     pub(crate) submit: Arc<SubmitDesk>,
     pub(crate) deliver: Arc<DeliverDesk>,
+    pub(crate) dealer: Arc<DealerDesk>,
 }
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -36,12 +37,15 @@ pub(super) fn hello(groups: &Groups) -> v1::ServerHello {
 }
 
 /// The caller, by its certificate.
-fn relay_name<T>(request: &Request<T>) -> Result<String, Status> {
+fn caller<T>(request: &Request<T>) -> Result<&WorkloadId, Status> {
     request
         .extensions()
         .get::<WorkloadId>()
-        .map(|w| w.name.clone())
         .ok_or_else(|| Status::unauthenticated("no workload identity"))
+}
+
+fn relay_name<T>(request: &Request<T>) -> Result<String, Status> {
+    caller(request).map(|w| w.name.clone())
 }
 
 #[tonic::async_trait]
@@ -69,6 +73,17 @@ impl QueueService for QueueRpc {
             .clone()
             .serve(relay, hello(&self.groups), request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn deal_shares(
+        &self,
+        request: Request<v1::ShareRequest>,
+    ) -> Result<Response<v1::ShareReply>, Status> {
+        let who = caller(&request)?;
+        let holder = format!("{}/{}", who.role.as_str(), who.name);
+        self.dealer
+            .deal(&holder, request.get_ref())
+            .map(Response::new)
     }
 
     /// Only the holder of the current lease reads a body.

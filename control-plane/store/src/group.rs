@@ -29,6 +29,8 @@ pub(crate) struct GroupShared {
     /// The last entries: what replication and apply read most often is what was just written.
     pub(crate) recent: Mutex<Recent>,
     pub(crate) sizes: Mutex<LogSizes>,
+    /// The clock record as it was last committed: every entry begins with reading it.
+    pub(crate) clock: Mutex<Option<Bytes>>,
 }
 
 impl GroupShared {
@@ -38,7 +40,13 @@ impl GroupShared {
             bodies: Mutex::new(()),
             recent: Mutex::default(),
             sizes: Mutex::default(),
+            clock: Mutex::default(),
         }
+    }
+
+    /// The state machine's tables were changed past its transactions.
+    pub(crate) fn forget_clock(&self) {
+        *self.clock.lock().expect("no panic while held") = None;
     }
 }
 
@@ -89,7 +97,7 @@ impl GroupStore {
         Ok(LogState { purged, last })
     }
 
-    fn purged(&self) -> Result<Option<LogPosition>, StoreError> {
+    pub(crate) fn purged(&self) -> Result<Option<LogPosition>, StoreError> {
         self.meta(Meta::Purged)?.map(decode_position).transpose()
     }
 
@@ -98,8 +106,10 @@ impl GroupStore {
         let wrote = entries
             .last()
             .map_or(Wrote::Nothing, |e| Wrote::Log(e.position));
+        // Grown step by step, a batch with bodies would be copied again and again.
+        let octets: usize = entries.iter().map(cost).sum();
         self.core.write(|| {
-            let mut batch = WriteBatch::default();
+            let mut batch = WriteBatch::with_capacity_bytes(octets);
             for e in &entries {
                 let key = index_key(self.id(), e.position.index);
                 let prefix = encode_entry_prefix(e);
@@ -268,6 +278,7 @@ impl GroupStore {
         ] {
             batch.delete_cf(self.core.cf(META), meta_key(self.id(), field));
         }
+        self.shared.forget_clock();
         self.core.write_once(batch)?;
         self.core.sync()
     }
@@ -374,9 +385,5 @@ impl GroupStore {
     /// The body of an entry.
     pub fn read_body(&self, log_index: u64) -> Result<Option<Bytes>, StoreError> {
         self.core.get(BODY, &index_key(self.id(), log_index))
-    }
-
-    pub(crate) fn is_purged(&self, index: u64) -> Result<bool, StoreError> {
-        Ok(self.purged()?.is_some_and(|p| index <= p.index))
     }
 }

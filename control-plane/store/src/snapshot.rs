@@ -197,6 +197,7 @@ impl GroupStore {
     fn load(&self, path: &Path, applied: &Applied) -> Result<(), StoreError> {
         let group = self.id();
         let _guard = self.shared.bodies.lock().expect("no panic while held");
+        self.shared.forget_clock();
         let last = applied.last.map_or(0, |p| p.index);
         let mut wipe = WriteBatch::default();
         wipe.delete_range_cf(

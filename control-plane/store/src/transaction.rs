@@ -158,16 +158,44 @@ impl ApplyTxn {
             if let Some(applied) = &self.applied {
                 group.put_meta(&mut batch, Meta::Applied, &applied.encode());
             }
+            let purged = match self.released.is_empty() {
+                true => None,
+                false => group.purged()?,
+            };
             for index in &self.released {
                 let key = index_key(group.id(), *index);
-                if group.is_purged(*index)? {
+                if purged.is_some_and(|p| *index <= p.index) {
                     batch.delete_cf(core.cf(BODY), key);
                 } else {
                     batch.put_cf(core.cf(BODY_GC), key, b"");
                 }
             }
             Ok(batch)
-        })
+        })?;
+        if let Some(value) = self.overlay.get(&(Table::Clock, Vec::new())) {
+            group
+                .shared
+                .clock
+                .lock()
+                .expect("no panic while held")
+                .clone_from(value);
+        }
+        Ok(())
+    }
+
+    /// The clock record, from the database once.
+    fn clock(&self) -> Result<Option<Bytes>, TableError> {
+        let mut known = self
+            .reader
+            .group
+            .shared
+            .clock
+            .lock()
+            .expect("no panic while held");
+        if known.is_none() {
+            *known = self.reader.get(Table::Clock, b"")?;
+        }
+        Ok(known.clone())
     }
 }
 
@@ -175,6 +203,7 @@ impl ReadTables for ApplyTxn {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         match self.overlay.get(&(table, key.to_vec())) {
             Some(v) => Ok(v.clone()),
+            None if table == Table::Clock && key.is_empty() => self.clock(),
             None => self.reader.get(table, key),
         }
     }

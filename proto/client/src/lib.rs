@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Entry points: [`SubmitClient`] (mail into the queue), [`DeliverClient`] (leases out of it, outcomes
-//! into it), [`PolicyWatch`] (the policy in force). All share one [`Members`]: the addresses of the
+//! into it), [`PolicyWatch`] (the policy in force), [`ShareClient`] (places at destinations). All share one [`Members`]: the addresses of the
 //! control plane, configured at first, then as its nodes report them.
 //!
 //! Invariants: a message is only ever called durable on the word of its shard's state machine; a
@@ -20,6 +20,7 @@ mod deliver;
 mod leaders;
 mod members;
 mod policy_watch;
+mod shares;
 mod submit;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
@@ -28,6 +29,7 @@ mod tests;
 pub use deliver::{BodyStream, DeliverClient, FetchError, LeasedWork, Renewal};
 pub use members::{Dial, Members, mtls};
 pub use policy_watch::PolicyWatch;
+pub use shares::{Dealt, ShareClient};
 pub use submit::{
     Content, Durable, Grant, LeaderChanges, Submission, SubmitClient, SubmitError, Upload,
     UploadError, new_id,

@@ -2,8 +2,8 @@
 mod fake_node;
 
 use crate::{
-    Content, DeliverClient, Members, Renewal, Submission, SubmitClient, SubmitError, UploadError,
-    new_id,
+    Content, DeliverClient, Members, Renewal, ShareClient, Submission, SubmitClient, SubmitError,
+    UploadError, new_id,
 };
 use bytes::Bytes;
 use fake_node::{FakeNode, Heard};
@@ -354,4 +354,50 @@ async fn leases_come_reports_go_and_credits_return() {
     assert_eq!(deliver.unacknowledged(), 1);
     node.acknowledge(id, 5);
     timeout(PATIENCE, deliver.settled()).await.unwrap();
+}
+
+#[tokio::test]
+async fn shares_are_asked_where_they_are_dealt() {
+    let (one, two) = (FakeNode::start(1).await, FakeNode::start(2).await);
+    let mut client = ShareClient::new(members(&[&one, &two]));
+    let need = || vec![v1::ShareNeed::default()];
+    client
+        .deal(need())
+        .await
+        .expect_err("group 0 has no leader");
+    let dealt = |term, places| v1::ShareReply {
+        dealer: true,
+        term,
+        valid_ms: 3_000,
+        shares: vec![v1::Share {
+            places,
+            ..v1::Share::default()
+        }],
+        ..v1::ShareReply::default()
+    };
+    // The node that is asked knows the dealer.
+    let elsewhere = |node: &FakeNode| v1::ShareReply {
+        dealer_address: node.address.to_string(),
+        ..v1::ShareReply::default()
+    };
+    one.deals(elsewhere(&two));
+    two.deals(dealt(4, 7));
+    for _ in 0..2 {
+        let answer = client.deal(need()).await.unwrap();
+        assert_eq!(answer.shares[0].places, 7);
+        assert!(answer.asked <= Instant::now());
+    }
+    // It moves; who dealt before and does not know it is not believed.
+    two.deals(elsewhere(&one));
+    one.deals(dealt(5, 3));
+    assert_eq!(client.deal(need()).await.unwrap().shares[0].places, 3);
+    one.deals(dealt(4, 9));
+    client.deal(need()).await.expect_err("an old term");
+    // An answer that does not fit the question is none.
+    one.deals(v1::ShareReply {
+        shares: Vec::new(),
+        ..dealt(6, 9)
+    });
+    two.deals(elsewhere(&one));
+    client.deal(need()).await.expect_err("a share per need");
 }

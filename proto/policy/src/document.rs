@@ -16,6 +16,9 @@ pub struct FieldError {
     pub reason: String,
 }
 
+/// Of a limit: far beyond what a destination takes.
+const MOST: u32 = 1_000_000;
+
 fn err<T>(field: &str, reason: impl ToString) -> Result<T, FieldError> {
     Err(FieldError {
         field: field.to_owned(),
@@ -151,10 +154,25 @@ fn destination(x: &v1::DestinationDocument) -> Result<(), FieldError> {
             return err("retry.lifetime", "must not be 0");
         }
     }
-    if let Some(l) = &x.limits
-        && (l.connections == 0 || l.messages_per_connection == 0)
-    {
-        return err("limits", "0 would stop all mail");
+    x.limits.as_ref().map_or(Ok(()), limits)
+}
+
+fn limits(l: &v1::Limits) -> Result<(), FieldError> {
+    for (field, value) in [
+        ("limits.connections", Some(l.connections)),
+        (
+            "limits.messagesPerConnection",
+            Some(l.messages_per_connection),
+        ),
+        ("limits.messagesPerMinute", l.messages_per_minute),
+        ("limits.connectionsPerMinute", l.connections_per_minute),
+    ] {
+        if value == Some(0) {
+            return err(field, "0 would stop all mail");
+        }
+        if value.is_some_and(|n| n > MOST) {
+            return err(field, format!("is above {MOST}"));
+        }
     }
     Ok(())
 }

@@ -38,13 +38,17 @@ impl Default for RetrySchedule {
     }
 }
 
-/// How fast mail goes to one destination.
+/// How fast mail goes to one destination, over the whole cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Attempts at once.
+    /// Connections at once, idle ones counted.
     pub connections: u32,
     /// Before a connection is closed.
     pub messages_per_connection: u32,
+    /// Messages that begin within a minute; `None`: as fast as they are taken.
+    pub messages_per_minute: Option<u32>,
+    /// Connections that are opened within a minute; `None`: as many as are needed.
+    pub connections_per_minute: Option<u32>,
 }
 
 impl Default for Limits {
@@ -52,6 +56,8 @@ impl Default for Limits {
         Self {
             connections: 20,
             messages_per_connection: 100,
+            messages_per_minute: None,
+            connections_per_minute: None,
         }
     }
 }
@@ -174,6 +180,8 @@ impl PolicySnapshot {
             .map(|l| Limits {
                 connections: l.connections,
                 messages_per_connection: l.messages_per_connection,
+                messages_per_minute: l.messages_per_minute,
+                connections_per_minute: l.connections_per_minute,
             });
         Destination {
             route: served.or_else(|| chain.iter().find_map(|d| d.route.clone())),

@@ -124,6 +124,10 @@ struct YamlLimits {
     connections: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     messages_per_connection: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    messages_per_minute: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connections_per_minute: Option<u32>,
 }
 
 const LEVELS: [(&str, Level); 6] = [
@@ -280,6 +284,8 @@ impl Yaml {
                 limits: limits.map(|l| v1::Limits {
                     connections: l.connections.unwrap_or(20),
                     messages_per_connection: l.messages_per_connection.unwrap_or(100),
+                    messages_per_minute: l.messages_per_minute,
+                    connections_per_minute: l.connections_per_minute,
                 }),
             }),
         };
@@ -426,6 +432,8 @@ pub fn readable(documents: &[v1::Document]) -> Vec<impl Serialize> {
                     limits: x.limits.as_ref().map(|l| YamlLimits {
                         connections: Some(l.connections),
                         messages_per_connection: Some(l.messages_per_connection),
+                        messages_per_minute: l.messages_per_minute,
+                        connections_per_minute: l.connections_per_minute,
                     }),
                 }),
             })
@@ -458,7 +466,7 @@ mod tests {
             "kind: Domain\nname: served.example\nrecipients: [a, b]\nroute: {{ host: 127.0.0.1, port: 2600 }}\n---\n\
              kind: Submitter\nname: demo\npasswordVerifier: '{v}'\nsenders: ['*']\n---\n\
              # comment\nkind: Destination\nname: '*'\ntls: {{ level: fingerprint, pins: ['{}'] }}\n\
-             retry: {{ delays: [1m, 90s], lifetime: 5d }}\nlimits: {{ connections: 2 }}\n",
+             retry: {{ delays: [1m, 90s], lifetime: 5d }}\nlimits: {{ connections: 2, messagesPerMinute: 90, connectionsPerMinute: 7 }}\n",
             "ab".repeat(32)
         );
         let once: Vec<_> = parse_yaml(&text, "a", &mut salt)
@@ -467,6 +475,14 @@ mod tests {
             .map(|d| d.wire().clone())
             .collect();
         assert_eq!(once.len(), 3);
+        let Some(Kind::Destination(d)) = &once[2].kind else {
+            panic!("{:?}", once[2]);
+        };
+        let limits = d.limits.unwrap();
+        assert_eq!(
+            (limits.messages_per_minute, limits.connections_per_minute),
+            (Some(90), Some(7))
+        );
         let twice: Vec<_> = parse_yaml(&to_yaml(&once), "b", &mut salt)
             .unwrap()
             .iter()
@@ -504,6 +520,14 @@ mod tests {
             (
                 "kind: Destination\nname: '*'\nretry: { delays: [soon] }\n",
                 "p:3: Destination \"*\": retry.delays: \"soon\"",
+            ),
+            (
+                "kind: Destination\nname: '*'\nlimits:\n  connections: 3\n  messagesPerMinute: 0\n",
+                "p:5: Destination \"*\": limits.messagesPerMinute: 0 would stop all mail",
+            ),
+            (
+                "kind: Destination\nname: '*'\nlimits: { connectionsPerMinute: 9999999 }\n",
+                "limits.connectionsPerMinute: is above 1000000",
             ),
             (
                 "kind: Domain\nname: a.example\n---\nkind: Domain\nname: a.example\n",

@@ -34,6 +34,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A body travels in few frames: each is a write of its own.
+const FRAME: u32 = 256 << 10;
 const STREAMS: u32 = 1024;
 
 /// A connection whose peer is known.
@@ -89,6 +91,7 @@ pub async fn serve(
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -235,7 +238,8 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME);
     let connector = TlsConnector::from(identity.client_config());
     let cluster = identity.workload().cluster.clone();
     let dial = tower::service_fn(move |uri: Uri| {

@@ -1,6 +1,7 @@
 //! Conversions between generated messages and domain types. Bytes from outside end here: an error
 //! names the field.
 use crate::v1;
+use sealane_shares::{Grant, Need, PerKind};
 use sealane_types::{Mailbox, MessageId, ReversePath, TlsFacts, TraceContext};
 
 /// A field of a received message is missing or malformed.
@@ -92,5 +93,58 @@ impl v1::Envelope {
             }
         }
         Ok(())
+    }
+}
+
+impl v1::ShareNeed {
+    /// What a holder says about `destination`.
+    pub fn of(destination: &str, need: Need) -> Self {
+        Self {
+            destination: destination.to_owned(),
+            holds: need.holds,
+            needs: need.needs,
+            open: need.open,
+            connection_tokens: need.tokens.connections,
+            message_tokens: need.tokens.messages,
+            lease_tokens: need.tokens.leases,
+        }
+    }
+
+    /// Without the destination.
+    pub fn need(&self) -> Need {
+        Need {
+            holds: self.holds,
+            needs: self.needs,
+            open: self.open,
+            tokens: PerKind {
+                connections: self.connection_tokens,
+                messages: self.message_tokens,
+                leases: self.lease_tokens,
+            },
+        }
+    }
+}
+
+impl From<Grant> for v1::Share {
+    fn from(g: Grant) -> Self {
+        Self {
+            places: g.places,
+            connection_tokens: g.tokens.connections,
+            message_tokens: g.tokens.messages,
+            lease_tokens: g.tokens.leases,
+        }
+    }
+}
+
+impl From<&v1::Share> for Grant {
+    fn from(s: &v1::Share) -> Self {
+        Self {
+            places: s.places,
+            tokens: PerKind {
+                connections: s.connection_tokens,
+                messages: s.message_tokens,
+                leases: s.lease_tokens,
+            },
+        }
     }
 }

@@ -3,6 +3,7 @@ use super::{
     DeliveryOptions,
     connection::Connection,
     driver::{Driver, Step},
+    places::Place,
     report::HopFailure,
 };
 use crate::{
@@ -50,14 +51,15 @@ impl Connector {
     /// Connects, speaks to STARTTLS, shakes hands, judges, and says EHLO inside TLS.
     ///
     /// # Cancel safety
-    /// The connection is dropped.
+    /// The connection is dropped, and its place with it.
     pub(crate) async fn open(
         &self,
         hop: &Hop,
         requirement: &Requirement,
+        place: Place,
     ) -> Result<Connection, HopFailure> {
         let remote = format!("{} [{}]:{}", hop.host, hop.address.ip(), hop.address.port());
-        match self.open_to(hop, requirement, &remote).await {
+        match self.open_to(hop, requirement, &remote, place).await {
             Ok(connection) => Ok(connection),
             Err(failure) => {
                 tracing::debug!(remote, reply = %failure.reply, "hop not usable");
@@ -71,6 +73,7 @@ impl Connector {
         hop: &Hop,
         requirement: &Requirement,
         remote: &str,
+        place: Place,
     ) -> Result<Connection, HopFailure> {
         let stream = self.tcp(hop).await?;
         let config = ClientConfig {
@@ -93,6 +96,7 @@ impl Connector {
             remote: remote.to_owned(),
             tls,
             transactions: 0,
+            place,
         };
         match self.until_ready(&mut connection.driver).await {
             Ok(()) => Ok(connection),

@@ -1,5 +1,5 @@
 //! One connection to another server, after TLS.
-use super::{DeliveryOptions, driver::Driver};
+use super::{DeliveryOptions, driver::Driver, places::Place};
 use sealane_types::TlsFacts;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -11,12 +11,22 @@ pub(crate) struct Connection {
     pub(super) remote: String,
     pub(super) tls: TlsFacts,
     pub(super) transactions: u32,
+    /// Behind the stream: it comes back when the stream is closed.
+    pub(super) place: Place,
 }
 
 impl Connection {
     /// "mx.example [192.0.2.1]:25".
     pub(crate) fn remote(&self) -> &str {
         &self.remote
+    }
+    /// It takes a place at this destination.
+    pub(crate) fn is_at(&self, destination: &str) -> bool {
+        self.place.is_at(destination)
+    }
+    /// It takes this place instead of the one it had.
+    pub(crate) fn move_to(&mut self, place: Place) {
+        self.place = place;
     }
     /// Its TLS session.
     pub(crate) fn tls(&self) -> &TlsFacts {

@@ -1,12 +1,12 @@
-//! One attempt from lease to report: resolve → decide → connect → converse → report.
+//! One attempt from lease to report: its turn → resolve → decide → place → connect → converse → report.
 use super::{
     ControlPlane, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, Renewal, Report, account,
     connect::{Connector, Requirement},
     connection::Connection,
     converse::{Broken, Content},
     facts,
-    gate::Gates,
     metrics::{ConnectionKind, OutcomeKind},
+    places::{Place, Places, Turn},
     pool::{Pool, PoolKey},
     report::{HopFailure, RecipientOutcome},
 };
@@ -16,14 +16,20 @@ use crate::{
 };
 use sealane_policy::{Destination, PolicySnapshot};
 use sealane_runtime::telemetry;
+use sealane_shares::Kind;
 use sealane_tls_policy::{Judgement, SessionFacts, TlsSession, decide, judge};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{Semaphore, watch},
-    time::Instant,
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, field::Empty};
+
+/// A lease waits for its turn at most this long, and at most half of its length; then it goes back.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For the QUIT of an idle connection whose place is needed.
+const EVICTION: Duration = Duration::from_secs(2);
 
 /// Carries messages to other servers. Shared by all attempts of a relay node.
 #[derive(Debug)]
@@ -34,10 +40,10 @@ pub struct Courier<C> {
     pub(crate) connector: Connector,
     pub(crate) options: DeliveryOptions,
     pub(crate) metrics: DeliveryMetrics,
-    pub(crate) pool: Pool,
-    pub(crate) gates: Gates,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) places: Places,
     /// Attempts at once, over all destinations.
-    pub(crate) places: Semaphore,
+    pub(crate) running: Semaphore,
     /// Nothing new is started any more.
     pub(crate) stopping: CancellationToken,
 }
@@ -46,7 +52,7 @@ pub struct Courier<C> {
 enum Ended {
     /// The lease ended before the content was sent: nothing happened that could be reported.
     LeaseLost,
-    /// The relay stops, and nothing was done yet.
+    /// The relay stops, or the destination has no place for it, and nothing was done yet.
     NotStarted,
 }
 
@@ -62,9 +68,9 @@ impl<C: ControlPlane> Courier<C> {
         metrics: DeliveryMetrics,
     ) -> Self {
         let connector = Connector::new(hostname, tls, resolver.guard(), options.clone());
-        let pool = Pool::new(options.idle.0);
-        let gates = Gates::default();
-        let places = Semaphore::new(options.credits as usize);
+        let pool = Arc::new(Pool::new(options.idle.0));
+        let places = Places::new(metrics.clone());
+        let running = Semaphore::new(options.credits as usize);
         let stopping = CancellationToken::new();
         Self {
             control,
@@ -74,15 +80,16 @@ impl<C: ControlPlane> Courier<C> {
             options,
             metrics,
             pool,
-            gates,
             places,
+            running,
             stopping,
         }
     }
 
-    /// Idle connections whose time is over; say [`Self::farewell`] to them.
+    /// Connections that are done with, whose time is over or whose place is gone; say
+    /// [`Self::farewell`] to them.
     pub(crate) fn idle_over(&self) -> Vec<Connection> {
-        self.pool.expired()
+        self.pool.over(&self.places)
     }
 
     /// All idle connections.
@@ -122,6 +129,7 @@ impl<C: ControlPlane> Courier<C> {
                 }
                 Err(Ended::NotStarted) => {
                     Span::current().record("outcome", "given back");
+                    self.metrics.gave_back();
                     self.control.give_back(lease.key).await;
                 }
                 Err(Ended::LeaseLost) => {
@@ -167,17 +175,19 @@ impl<C: ControlPlane> Courier<C> {
             return Err(Ended::NotStarted);
         };
         let destination = policy.destination(lease.destination.as_str());
-        let turn = async {
-            let gate = self
-                .gates
-                .enter(lease.destination.as_str(), destination.limits.connections)
-                .await;
-            (gate, self.places.acquire().await.expect("never closed"))
-        };
-        let _turn = tokio::select! {
+        let until = Instant::now() + (lease.length / 2).min(PATIENCE);
+        let turn = self
+            .places
+            .enter(lease.destination.as_str(), &destination.limits);
+        let turn = tokio::select! {
             biased;
             () = self.stopping.cancelled() => return Err(Ended::NotStarted),
-            turn = turn => turn,
+            turn = timeout_at(until, turn) => turn.map_err(|_| Ended::NotStarted)?,
+        };
+        let at = At {
+            turn: &turn,
+            destination: &destination,
+            until,
         };
         let hops = match self.resolve(lease, &destination).await {
             Ok(hops) => hops,
@@ -188,9 +198,12 @@ impl<C: ControlPlane> Courier<C> {
             if !clock.holds(self.options.lease_margin.0) {
                 return Err(Ended::LeaseLost);
             }
-            match self.hop(lease, clock, &destination, hop).await {
+            match self.hop(lease, clock, &at, hop).await {
                 Ok(outcomes) => return Ok(outcomes),
                 Err(HopEnd::Lost) => return Err(Ended::LeaseLost),
+                // What another host said is worth a report.
+                Err(HopEnd::NoPlace) if worst.is_some() => break,
+                Err(HopEnd::NoPlace) => return Err(Ended::NotStarted),
                 Err(HopEnd::Final(failure)) => return Ok(failure.for_all(lease)),
                 Err(HopEnd::Next(failure)) => worst = Some(worse(worst, failure)),
             }
@@ -214,14 +227,123 @@ impl<C: ControlPlane> Courier<C> {
             .await
     }
 
+    /// An idle connection, at the place of this destination.
+    async fn reuse(
+        &self,
+        at: &At<'_>,
+        mut connection: Connection,
+        key: &PoolKey,
+    ) -> Result<Connection, HopEnd> {
+        // Several destinations may share a host.
+        if !connection.is_at(at.turn.destination()) {
+            match self.place(at).await {
+                Some(place) => connection.move_to(place),
+                None => {
+                    self.pool.put(key.clone(), connection);
+                    return Err(HopEnd::NoPlace);
+                }
+            }
+        }
+        self.metrics.connection(ConnectionKind::Reused);
+        Ok(connection)
+    }
+
+    /// A new connection.
+    async fn open(
+        &self,
+        at: &At<'_>,
+        hop: &Hop,
+        requirement: &Requirement,
+    ) -> Result<Connection, HopEnd> {
+        let place = self.place(at).await.ok_or(HopEnd::NoPlace)?;
+        let _running = self
+            .run(at, Kind::Connection)
+            .await
+            .ok_or(HopEnd::NoPlace)?;
+        // Boxed: a warm connection's attempt does not carry the handshake's state.
+        match Box::pin(self.connector.open(hop, requirement, place)).await {
+            Ok(connection) => {
+                self.metrics.connection(ConnectionKind::Opened);
+                self.metrics.tls_session(&connection.tls().version);
+                Ok(connection)
+            }
+            Err(failure) => {
+                self.metrics.connection(ConnectionKind::Failed);
+                Err(HopEnd::Next(failure))
+            }
+        }
+    }
+
+    /// A place for a connection; idle ones to the same destination make room.
+    async fn place(&self, at: &At<'_>) -> Option<Place> {
+        let changed = at.turn.changed();
+        loop {
+            let notified = changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if let Some(place) = at.turn.open() {
+                return Some(place);
+            }
+            if let Some(idle) = self.pool.evict(at.turn.destination()) {
+                // Closed with its place if the peer does not answer.
+                let _ = timeout(EVICTION, Box::pin(self.farewell(idle))).await;
+                continue;
+            }
+            self.patiently(at, notified).await?;
+        }
+    }
+
+    /// A permit to run, with a token where something of this kind needs one: who waits for a token keeps
+    /// nobody from running, and who has one uses it at once.
+    async fn run(&self, at: &At<'_>, kind: Kind) -> Option<SemaphorePermit<'_>> {
+        if !at.is_limited(kind) {
+            return self.running.acquire().await.ok();
+        }
+        let changed = at.turn.changed();
+        let mut wants = None;
+        loop {
+            let notified = changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            let running = self.running.acquire().await.ok()?;
+            if at.turn.spend(kind) {
+                return Some(running);
+            }
+            drop(running);
+            wants.get_or_insert_with(|| at.turn.wants_token(kind));
+            self.patiently(at, notified).await?;
+        }
+    }
+
+    /// Waits for `change`; `None`: it takes too long, or the relay stops.
+    async fn patiently(&self, at: &At<'_>, change: impl Future<Output = ()>) -> Option<()> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            changed = timeout_at(at.until, change) => changed.ok(),
+        }
+    }
+
+    /// After a message: for the next one, if there may be one and its place still is ours.
+    fn keep_or_retire(&self, at: &At<'_>, key: PoolKey, connection: Connection) {
+        let limit = at.destination.limits.messages_per_connection;
+        let more = connection.reusable() && connection.transactions() < limit;
+        if more && !self.places.exceeds(at.turn.destination()) {
+            self.pool.put(key, connection);
+        } else {
+            self.pool.retire(connection);
+        }
+    }
+
     /// Decides, connects or reuses, converses.
     async fn hop(
         &self,
         lease: &Lease,
         clock: &LeaseClock,
-        destination: &Destination,
+        at: &At<'_>,
         hop: Hop,
     ) -> Result<Vec<RecipientOutcome>, HopEnd> {
+        let destination = at.destination;
         let decision = decide(facts::hop_facts(&destination.tls));
         Span::current().record("decision", tracing::field::display(decision));
         if !decision.connects() {
@@ -263,25 +385,16 @@ impl<C: ControlPlane> Courier<C> {
             certificate,
         };
 
-        let mut reused = self.pool.take(&key);
+        let mut reused = self.pool.take(&key, at.turn.destination());
         loop {
             let fresh = reused.is_none();
             let mut connection = match reused.take() {
-                Some(connection) => {
-                    self.metrics.connection(ConnectionKind::Reused);
-                    connection
-                }
-                None => match self.connector.open(&hop, &requirement).await {
-                    Ok(connection) => {
-                        self.metrics.connection(ConnectionKind::Opened);
-                        self.metrics.tls_session(&connection.tls().version);
-                        connection
-                    }
-                    Err(failure) => {
-                        self.metrics.connection(ConnectionKind::Failed);
-                        return Err(HopEnd::Next(failure));
-                    }
-                },
+                Some(connection) => self.reuse(at, connection, &key).await?,
+                None => self.open(at, &hop, &requirement).await?,
+            };
+            let Some(_running) = self.run(at, Kind::Message).await else {
+                self.keep_or_retire(at, key, connection);
+                return Err(HopEnd::NoPlace);
             };
             account::record_session(connection.remote(), connection.tls());
             let content = Content {
@@ -291,12 +404,7 @@ impl<C: ControlPlane> Courier<C> {
             };
             match connection.transact(lease, content).await {
                 Ok(outcomes) => {
-                    let limit = destination.limits.messages_per_connection;
-                    if connection.reusable() && connection.transactions() < limit {
-                        self.pool.put(key, connection);
-                    } else {
-                        self.pool.retire(connection);
-                    }
+                    self.keep_or_retire(at, key, connection);
                     return Ok(outcomes);
                 }
                 // The peer closed while the connection waited: nothing was said about this message.
@@ -311,6 +419,25 @@ impl<C: ControlPlane> Courier<C> {
     }
 }
 
+/// Where an attempt is.
+struct At<'a> {
+    turn: &'a Turn,
+    destination: &'a Destination,
+    /// It begins by then, or not at all.
+    until: Instant,
+}
+
+impl At<'_> {
+    /// Whether something of this kind spends a token.
+    fn is_limited(&self, kind: Kind) -> bool {
+        let limits = &self.destination.limits;
+        match kind {
+            Kind::Connection => limits.connections_per_minute.is_some(),
+            Kind::Message => limits.messages_per_minute.is_some(),
+        }
+    }
+}
+
 /// How a hop ended without outcomes per recipient.
 enum HopEnd {
     /// Another address may do better.
@@ -319,6 +446,8 @@ enum HopEnd {
     Final(HopFailure),
     /// The lease ended.
     Lost,
+    /// There was no place for a connection in time.
+    NoPlace,
 }
 
 /// Of two failures the one that is reported: temporary before permanent, and among equals one that

@@ -14,6 +14,15 @@ pub struct DeliveryMetrics {
     tls_sessions: Family<TlsLabel, Counter>,
     leases_lost: Counter,
     body_bytes: Gauge,
+    places: Gauge,
+    place_waits: Counter,
+    given_back: Counter,
+    questions: Family<DealtLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DealtLabel {
+    dealt: YesNo,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -102,6 +111,26 @@ impl DeliveryMetrics {
             "Octets of the budget for outgoing bodies in use",
             m.body_bytes.clone(),
         );
+        registry.register(
+            "sealane_delivery_places",
+            "Connections that this relay may have open, over all destinations in use",
+            m.places.clone(),
+        );
+        registry.register(
+            "sealane_delivery_place_waits",
+            "Attempts that waited for their turn at a destination",
+            m.place_waits.clone(),
+        );
+        registry.register(
+            "sealane_delivery_given_back",
+            "Leases given back because their destination had no place in time, or the relay stops",
+            m.given_back.clone(),
+        );
+        registry.register(
+            "sealane_delivery_share_questions",
+            "Questions for shares of destinations",
+            m.questions.clone(),
+        );
         m
     }
     /// Octets of the budget for outgoing bodies in use.
@@ -142,6 +171,23 @@ impl DeliveryMetrics {
             _ => TlsVersion::Other,
         };
         self.tls_sessions.get_or_create(&TlsLabel { version }).inc();
+    }
+    /// What may be open now.
+    pub(crate) fn places(&self, held: u32) {
+        self.places.set(i64::from(held));
+    }
+    /// An attempt waits for its turn.
+    pub(crate) fn waited_for_place(&self) {
+        self.place_waits.inc();
+    }
+    /// A lease goes back.
+    pub(crate) fn gave_back(&self) {
+        self.given_back.inc();
+    }
+    /// The dealer was asked, and answered or not.
+    pub(crate) fn asked(&self, dealt: bool) {
+        let dealt = if dealt { YesNo::Yes } else { YesNo::No };
+        self.questions.get_or_create(&DealtLabel { dealt }).inc();
     }
     /// A lease ran out or was taken away before the final dot.
     pub fn lease_lost(&self) {

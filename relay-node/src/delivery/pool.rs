@@ -1,8 +1,8 @@
 //! Connections that wait for their next message.
-use super::connection::Connection;
+use super::{connection::Connection, places::Places};
 use crate::resolve::Hop;
 use std::{collections::HashMap, sync::Mutex, time::Duration};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 /// Which messages may share a connection: the same address by the same name, with TLS that was
 /// judged under the same requirement.
@@ -20,6 +20,8 @@ pub(crate) struct Pool {
     idle: Mutex<HashMap<PoolKey, Vec<(Instant, Connection)>>>,
     /// Done with; they wait for their QUIT, so that no report waits for it.
     retired: Mutex<Vec<Connection>>,
+    /// There are connections to part with.
+    over: Notify,
 }
 
 impl Pool {
@@ -29,20 +31,60 @@ impl Pool {
             hold,
             idle: Mutex::default(),
             retired: Mutex::default(),
+            over: Notify::new(),
         }
     }
 
-    /// The one that was used last, so that the others run out.
-    pub(crate) fn take(&self, key: &PoolKey) -> Option<Connection> {
+    /// The one that was used last, so that the others run out; one that has its place at this
+    /// destination before one that would have to change it.
+    pub(crate) fn take(&self, key: &PoolKey, destination: &str) -> Option<Connection> {
         let mut idle = self.idle.lock().expect("no panic while held");
         let waiting = idle.get_mut(key)?;
-        let found = waiting.pop();
+        let own = waiting.iter().rposition(|(_, c)| c.is_at(destination));
+        let found = match own {
+            Some(n) => Some(waiting.remove(n)),
+            None => waiting.pop(),
+        };
         if waiting.is_empty() {
             idle.remove(key);
         }
-        found
-            .filter(|(until, _)| *until > Instant::now())
-            .map(|(_, connection)| connection)
+        drop(idle);
+        let (until, connection) = found?;
+        if until > Instant::now() {
+            return Some(connection);
+        }
+        self.retire(connection);
+        None
+    }
+
+    /// One that has a place at this destination: one that is done with, or the one that waits longest.
+    pub(crate) fn evict(&self, destination: &str) -> Option<Connection> {
+        {
+            let mut retired = self.retired.lock().expect("no panic while held");
+            if let Some(n) = retired.iter().position(|c| c.is_at(destination)) {
+                return Some(retired.swap_remove(n));
+            }
+        }
+        let mut idle = self.idle.lock().expect("no panic while held");
+        let oldest = |waiting: &[(Instant, Connection)]| {
+            let own = waiting.iter().enumerate();
+            let own = own.filter(|(_, (_, c))| c.is_at(destination));
+            own.map(|(n, (until, _))| (*until, n)).min()
+        };
+        let all = idle.iter_mut();
+        let found = all.filter_map(|(_, waiting)| Some((oldest(waiting)?, waiting)));
+        let ((_, n), waiting) = found.min_by_key(|(at, _)| *at)?;
+        // Its list is removed with the next look for what is over, if it is empty now.
+        Some(waiting.remove(n).1)
+    }
+
+    /// Until there may be connections to part with: [`Self::over`].
+    pub(crate) async fn woken(&self) {
+        self.over.notified().await;
+    }
+
+    pub(crate) fn wake(&self) {
+        self.over.notify_one();
     }
 
     pub(crate) fn put(&self, key: PoolKey, connection: Connection) {
@@ -61,10 +103,12 @@ impl Pool {
             .lock()
             .expect("no panic while held")
             .push(connection);
+        self.wake();
     }
 
-    /// Removes those whose time is over; the caller says QUIT on them.
-    pub(crate) fn expired(&self) -> Vec<Connection> {
+    /// Removes those that are done with, whose time is over, or for which there is no place any more;
+    /// the caller says QUIT on them.
+    pub(crate) fn over(&self, places: &Places) -> Vec<Connection> {
         let now = Instant::now();
         let mut out = std::mem::take(&mut *self.retired.lock().expect("no panic while held"));
         let mut idle = self.idle.lock().expect("no panic while held");
@@ -76,6 +120,11 @@ impl Pool {
             );
             !waiting.is_empty()
         });
+        drop(idle);
+        for (destination, excess) in places.excess() {
+            let gone = (0..excess).map_while(|_| self.evict(&destination));
+            out.extend(gone);
+        }
         out
     }
 

@@ -1,7 +1,10 @@
 //! The task that takes leases and keeps attempts going.
-use super::{Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, QueueControl};
+use super::{
+    Courier, DeliveryMetrics, DeliveryOptions, Lease, LeaseClock, QueueControl,
+    connection::Connection, shares,
+};
 use crate::{budget::BodyBudget, kept::KeptBodies, resolve::Resolver, tls::TlsConnector};
-use sealane_client::{DeliverClient, LeasedWork};
+use sealane_client::{DeliverClient, LeasedWork, ShareClient};
 use sealane_policy::PolicySnapshot;
 use sealane_wire::v1;
 use std::{sync::Arc, time::Duration};
@@ -20,6 +23,8 @@ pub struct DeliveryContext {
     pub hostname: String,
     /// Leases and outcomes. It must live until [`run`] returns.
     pub control: DeliverClient,
+    /// Places at destinations.
+    pub shares: ShareClient,
     /// The policy in force.
     pub policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     /// Addresses of destinations.
@@ -55,6 +60,14 @@ pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
         context.options,
         context.metrics,
     ));
+    let last_share = CancellationToken::new();
+    let keeper = tokio::spawn(shares::keep(
+        courier.places.clone(),
+        courier.pool.clone(),
+        context.shares,
+        courier.metrics.clone(),
+        last_share.clone(),
+    ));
     let mut attempts = JoinSet::new();
     let mut farewells = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
@@ -66,11 +79,9 @@ pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
             Some(ended) = farewells.join_next() => note(ended),
             _ = sweep.tick() => {
                 context.kept.sweep();
-                for connection in courier.idle_over() {
-                    let courier = Arc::clone(&courier);
-                    farewells.spawn(async move { courier.farewell(connection).await });
-                }
+                part(&courier, courier.idle_over(), &mut farewells);
             }
+            () = courier.pool.woken() => part(&courier, courier.idle_over(), &mut farewells),
             work = client.lease() => match work {
                 Some(work) => start(&courier, work, &mut attempts),
                 None => break,
@@ -78,14 +89,26 @@ pub async fn run(context: DeliveryContext, shutdown: CancellationToken) {
         }
     }
     drain(&courier, &mut attempts, context.drain_timeout).await;
-    for connection in courier.idle_all() {
-        let courier = Arc::clone(&courier);
-        farewells.spawn(async move { courier.farewell(connection).await });
-    }
+    part(&courier, courier.idle_all(), &mut farewells);
     let _ = tokio::time::timeout(FAREWELL, async {
         while farewells.join_next().await.is_some() {}
+        // Nothing is open any more: others may have our places at once.
+        last_share.cancel();
+        let _ = keeper.await;
     })
     .await;
+}
+
+/// Says QUIT on connections that are done with.
+fn part(
+    courier: &Arc<Courier<QueueControl>>,
+    connections: Vec<Connection>,
+    farewells: &mut JoinSet<()>,
+) {
+    for connection in connections {
+        let courier = Arc::clone(courier);
+        farewells.spawn(async move { courier.farewell(connection).await });
+    }
 }
 
 fn start(courier: &Arc<Courier<QueueControl>>, work: LeasedWork, attempts: &mut JoinSet<()>) {

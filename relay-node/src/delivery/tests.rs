@@ -10,6 +10,7 @@ use super::{
 use bench::{Setup, lease, mebibytes, pieces};
 use fake_server::{Authority, FakeServer, Script, ServerCertificate, StartTls};
 use sealane_runtime::config::ConfigSpan;
+use sealane_types::DomainName;
 use sealane_wire::v1::{self, tls_requirement::Level};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
@@ -333,6 +334,65 @@ async fn a_relay_that_stops_gives_back_what_it_did_not_begin() {
         [lease(&[BOB]).key]
     );
     assert_eq!(server.seen(|s| s.connections), 0);
+}
+
+#[tokio::test]
+async fn a_lease_that_finds_no_place_in_time_goes_back() {
+    let (authority, certificate) = valid();
+    let server = FakeServer::start(Script::good(StartTls::Good(certificate))).await;
+    let bench = Setup {
+        places: 0,
+        ..Setup::route_to(server.address, &authority.roots)
+    }
+    .build();
+    let mut short = lease(&[BOB]);
+    short.length = Duration::from_millis(200);
+    assert!(bench.deliver(short).await.is_empty());
+    assert_eq!(bench.control.given_back.lock().unwrap().len(), 1);
+    assert_eq!(server.seen(|s| s.connections), 0);
+}
+
+/// Two domains of one host, one place each: the connection serves both, and takes its place where its
+/// message belongs.
+#[tokio::test]
+async fn a_connection_changes_its_place_with_the_destination_it_serves() {
+    let (authority, certificate) = valid();
+    let server = FakeServer::start(Script::good(StartTls::Good(certificate))).await;
+    let bench = Setup {
+        places: 1,
+        ..Setup::route_to(server.address, &authority.roots)
+    }
+    .build();
+    let mut other = lease(&["eve@other.example"]);
+    other.destination = DomainName::parse("other.example").unwrap();
+    for lease in [lease(&[BOB]), other, lease(&[BOB])] {
+        let outcomes = bench.deliver(lease).await;
+        assert_eq!(outcomes[0].kind, OutcomeKind::Delivered);
+    }
+    assert_eq!(server.seen(|s| s.connections), 1);
+    assert_eq!(bench.metrics.connections(ConnectionKind::Reused), 2);
+}
+
+/// The only place belongs to a connection that may carry nothing more: it is closed first.
+#[tokio::test]
+async fn a_connection_that_is_done_with_makes_room() {
+    let (authority, certificate) = valid();
+    let server = FakeServer::start(Script::good(StartTls::Good(certificate))).await;
+    let bench = Setup {
+        places: 1,
+        messages_per_connection: 1,
+        ..Setup::route_to(server.address, &authority.roots)
+    }
+    .build();
+    for _ in 0..3 {
+        let outcomes = bench.deliver(lease(&[BOB])).await;
+        assert_eq!(outcomes[0].kind, OutcomeKind::Delivered);
+    }
+    server.seen(|s| {
+        assert_eq!(s.connections, 3);
+        let quits = s.commands.iter().filter(|c| *c == "QUIT").count();
+        assert_eq!(quits, 2, "each before the next connection");
+    });
 }
 
 #[tokio::test]

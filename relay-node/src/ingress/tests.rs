@@ -129,6 +129,13 @@ impl Queue for Keeper {
     ) -> Result<Response<Self::FetchBodyStream>, Status> {
         Err(Status::unimplemented("not here"))
     }
+
+    async fn deal_shares(
+        &self,
+        _: Request<v1::ShareRequest>,
+    ) -> Result<Response<v1::ShareReply>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
 }
 
 /// A relay node without delivery.

@@ -38,9 +38,14 @@ impl SinkTls {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn run(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> Result<()> {
+pub(super) async fn run(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: &Arc<Shared>,
+    connection: usize,
+) -> Result<()> {
     stream.set_nodelay(true)?;
-    let mut clear = Session::new(BufReader::new(stream), peer, shared, None);
+    let mut clear = Session::new(BufReader::new(stream), peer, shared, None, connection);
     clear.greet().await?;
     if clear.converse().await? == End::Closed {
         return Ok(());
@@ -68,7 +73,13 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared
                 .map_or_else(String::new, |suite| format!("{:?}", suite.suite())),
         }
     };
-    let mut secret = Session::new(BufReader::new(stream), peer, shared, Some(facts));
+    let mut secret = Session::new(
+        BufReader::new(stream),
+        peer,
+        shared,
+        Some(facts),
+        connection,
+    );
     let end = secret.converse().await;
     let _closed = secret.stream.get_mut().shutdown().await;
     end.map(|_| ())
@@ -90,6 +101,8 @@ struct Session<'a, S> {
     peer: SocketAddr,
     shared: &'a Arc<Shared>,
     tls: Option<Facts>,
+    /// Its number in the record of traffic.
+    connection: usize,
     helo: String,
     reverse_path: Option<(String, Vec<String>)>,
     recipients: Vec<String>,
@@ -101,12 +114,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
         peer: SocketAddr,
         shared: &'a Arc<Shared>,
         tls: Option<Facts>,
+        connection: usize,
     ) -> Self {
         Self {
             stream,
             peer,
             shared,
             tls,
+            connection,
             helo: String::new(),
             reverse_path: None,
             recipients: Vec::new(),
@@ -198,6 +213,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
                 }
                 "NOOP" => self.say("250 2.0.0 yes").await?,
                 "QUIT" => {
+                    // From here on it is the client's no more.
+                    self.shared.traffic.closed(self.connection);
                     self.say("221 2.0.0 bye").await?;
                     return Ok(End::Closed);
                 }
@@ -236,6 +253,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
         }
         match path(line) {
             Some(path) => {
+                self.shared.traffic.message();
                 self.reverse_path = Some(path);
                 self.say("250 2.1.0 ok").await
             }

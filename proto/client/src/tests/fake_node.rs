@@ -49,6 +49,7 @@ struct Shared {
     broken: broadcast::Sender<()>,
     submit: Mutex<Option<mpsc::Sender<Result<v1::SubmitReply, Status>>>>,
     deliver: Mutex<Option<mpsc::Sender<Result<v1::DeliverEvent, Status>>>>,
+    shares: Mutex<v1::ShareReply>,
 }
 
 fn raw(id: MessageId) -> Bytes {
@@ -71,6 +72,7 @@ impl FakeNode {
             broken: broadcast::Sender::new(4),
             submit: Mutex::default(),
             deliver: Mutex::default(),
+            shares: Mutex::default(),
         });
         let server = tonic::transport::Server::builder()
             .add_service(QueueServer::new(Service(shared.clone())));
@@ -91,6 +93,11 @@ impl FakeNode {
             })
             .collect();
         self.shared.leading.send_replace(v1::Leading { claims });
+    }
+
+    /// Every question for shares is answered so.
+    pub(super) fn deals(&self, reply: v1::ShareReply) {
+        *self.shared.shares.lock().unwrap() = reply;
     }
 
     /// All streams end; this node leads nothing any more as far as Submit goes.
@@ -288,5 +295,12 @@ impl Queue for Service {
         _: Request<v1::FetchBodyRequest>,
     ) -> Result<Response<Self::FetchBodyStream>, Status> {
         Err(Status::unimplemented("not here"))
+    }
+
+    async fn deal_shares(
+        &self,
+        _: Request<v1::ShareRequest>,
+    ) -> Result<Response<v1::ShareReply>, Status> {
+        Ok(Response::new(self.0.shares.lock().unwrap().clone()))
     }
 }

@@ -2,14 +2,17 @@
 use crate::{
     delivery::{
         Body, BodyError, ControlPlane, Courier, DeliveryMetrics, DeliveryOptions, Lease,
-        LeaseClock, LeaseKey, LeasedRecipient, RecipientOutcome, Renewal, Report,
+        LeaseClock, LeaseKey, LeasedRecipient, RecipientOutcome, Renewal, Report, places::Places,
+        pool::Pool,
     },
     resolve::{Resolver, ResolverOptions},
     tls::TlsConnector,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use sealane_client::Dealt;
 use sealane_policy::PolicySnapshot;
+use sealane_shares::{Ask, Dealer, Limit, Timing, VALID_MS};
 use sealane_types::{DomainName, Mailbox, MessageId, ReversePath, ShardId, TraceContext};
 use sealane_wire::v1;
 use std::{
@@ -99,6 +102,8 @@ pub(super) struct Setup {
     pub(super) route: Option<v1::Route>,
     pub(super) tls: v1::TlsRequirement,
     pub(super) messages_per_connection: u32,
+    /// Places that the relay is dealt at each destination.
+    pub(super) places: u32,
     pub(super) roots: rustls::RootCertStore,
     pub(super) body: Arc<dyn Fn() -> Body + Send + Sync>,
     pub(super) renewal: Renewal,
@@ -117,6 +122,7 @@ impl Setup {
             }),
             tls: v1::TlsRequirement::default(),
             messages_per_connection: 100,
+            places: 20,
             roots: roots.clone(),
             body: pieces(vec![b"Subject: x\r\n\r\nhello\r\n"]),
             renewal: Renewal::Renewed(Duration::from_secs(60)),
@@ -137,6 +143,8 @@ impl Setup {
             limits: Some(v1::Limits {
                 connections: 20,
                 messages_per_connection: self.messages_per_connection,
+                messages_per_minute: None,
+                connections_per_minute: None,
             }),
         };
         let documents = vec![v1::Document {
@@ -165,10 +173,47 @@ impl Setup {
             self.options,
             metrics.clone(),
         );
+        tokio::spawn(deal(
+            courier.places.clone(),
+            courier.pool.clone(),
+            self.places,
+        ));
         Bench {
             courier,
             metrics,
             control,
+        }
+    }
+}
+
+/// Answers every question for places at once, as if this were the only relay.
+async fn deal(places: Places, pool: Arc<Pool>, connections: u32) {
+    let mut dealer = Dealer::new(0, Timing::with_overlap(0));
+    let zero = Instant::now();
+    for sequence in 1.. {
+        let _ = tokio::time::timeout(Duration::from_secs(1), places.asked()).await;
+        let question = places.question();
+        let needs = question.needs();
+        let asks = needs.iter().map(|n| Ask {
+            destination: &n.destination,
+            need: n.need(),
+        });
+        let limit = |_: &str| Limit {
+            connections,
+            connections_per_minute: None,
+            messages_per_minute: None,
+        };
+        let asked = Instant::now();
+        let now = 1_000_000 + u64::try_from(zero.elapsed().as_millis()).unwrap();
+        let shares = dealer.answer("bench", sequence, asks, now, limit).unwrap();
+        let dealt = Dealt {
+            asked,
+            valid: Duration::from_millis(VALID_MS),
+            shares: shares.into_iter().map(Into::into).collect(),
+        };
+        places.answered(&question, &dealt);
+        if !places.excess().is_empty() {
+            pool.wake();
         }
     }
 }
