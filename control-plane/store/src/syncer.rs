@@ -21,8 +21,8 @@ use std::{
 
 /// After a sync that covered a crowd, the next one waits for another crowd this long: on a busy node
 /// most of a sync's cost is that it happens at all. A node with little to do never waits.
-const LINGER: Duration = Duration::from_micros(1000);
-const CROWD: usize = 3;
+const LINGER: Duration = Duration::from_micros(3500);
+const CROWD: usize = 2;
 
 /// Runs once, on the syncer thread, after the sync that covers the write (or with the error).
 pub type Flushed = Box<dyn FnOnce(Result<(), StoreError>) + Send>;

@@ -49,7 +49,8 @@ pub(crate) struct Desk {
 }
 
 /// How long a shard is chosen before it is the next one's turn.
-const TURN: std::time::Duration = std::time::Duration::from_millis(5);
+/// Several times what a commit takes, or else all shards are at work at once all the same.
+const TURN: std::time::Duration = std::time::Duration::from_millis(300);
 
 impl SubmitClient {
     /// Keeps a stream to every member until `stop`.

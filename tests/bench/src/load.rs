@@ -134,19 +134,26 @@ async fn offer(
             connection.insert(Connection::open(target, &shared.tls).await?)
         }
     };
-    let envelope = format!(
-        "MAIL FROM:<bench@client.example>\r\nRCPT TO:<m{n}@{}>\r\nDATA\r\n",
-        shared.domain
-    );
-    c.send(envelope.as_bytes()).await?;
-    c.expect(b"250").await?;
-    c.expect(b"250").await?;
-    c.expect(b"354").await?;
+    c.envelope(n, &shared.domain).await?;
     shared.times.dot(n);
     c.send(&shared.bodies[n % shared.bodies.len()]).await?;
     c.expect(b"250").await?;
     shared.times.accepted(n);
     c.sent += 1;
+    Ok(())
+}
+
+/// One small message, number 0, over a connection of its own.
+///
+/// # Errors
+/// When it is not accepted.
+pub(crate) async fn offer_one(target: SocketAddr, domain: &str) -> Result<()> {
+    let tls = sealane_tests::tls::blind_client()?;
+    let mut c = Connection::open(target, &tls).await?;
+    c.envelope(0, domain).await?;
+    c.send(&body(1024)).await?;
+    c.expect(b"250").await?;
+    c.quit().await;
     Ok(())
 }
 
@@ -185,6 +192,16 @@ impl Connection {
         self.stream.write_all(octets).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+
+    /// Up to 354.
+    async fn envelope(&mut self, n: usize, domain: &str) -> Result<()> {
+        let text =
+            format!("MAIL FROM:<bench@client.example>\r\nRCPT TO:<m{n}@{domain}>\r\nDATA\r\n");
+        self.send(text.as_bytes()).await?;
+        self.expect(b"250").await?;
+        self.expect(b"250").await?;
+        self.expect(b"354").await
     }
 
     pub(crate) async fn expect(&mut self, code: &[u8]) -> Result<()> {

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use sealane_tests::cluster::Cluster;
+use anyhow::{Context, Result, bail, ensure};
+use sealane_tests::cluster::{Cluster, number};
 use sealane_tests::load::Kind;
 use sealane_tests::policy;
 use sealane_tests::postfix::Postfix;
+use sealane_tests::wait;
+use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cases::Case;
@@ -21,6 +23,8 @@ use crate::times::Times;
 
 /// Without a delivery for this long the run has failed.
 const STUCK: Duration = Duration::from_secs(60);
+/// A fresh system is at work after this.
+const SETTLED: Duration = Duration::from_secs(60);
 /// Retries of mail that the sink defers at first.
 const DELAYS: &str = "[2s]";
 
@@ -103,12 +107,53 @@ impl Bed {
                 "60s".clone_into(&mut s.lease);
             });
         let cluster = main.block_on(builder.start())?;
-        Ok(Self {
+        let bed = Self {
             main,
             sink,
             cluster,
             _sinks: sinks,
+        };
+        bed.main.block_on(bed.settle(nodes, hold))?;
+        Ok(bed)
+    }
+
+    /// Measured is a system at work, not one that starts: leaders are spread, the limits of the
+    /// destination are dealt, every relay has delivered.
+    async fn settle(&self, nodes: usize, hold: bool) -> Result<()> {
+        wait::until("leaders spread over the nodes", SETTLED, || async {
+            let status = self.cluster.admin_json(&["cluster", "status"]).await?;
+            let groups = status.get("groups").and_then(Value::as_array);
+            let mut led: BTreeMap<u64, usize> = BTreeMap::new();
+            for group in groups.into_iter().flatten() {
+                if number(group, "group") > 0 {
+                    *led.entry(number(group, "leader")).or_default() += 1;
+                }
+            }
+            let (most, least) = (led.values().max(), led.values().min());
+            let spread = led.len() >= nodes.min(led.values().sum())
+                && most.zip(least).is_some_and(|(m, l)| m - l <= 1);
+            ensure!(spread, "shards led by node: {led:?}");
+            Ok(())
         })
+        .await?;
+        if hold {
+            // A first message would wait like the others, and be counted with them.
+            return Ok(());
+        }
+        for target in self.targets(Kind::Mx) {
+            let times = Arc::new(Times::new(1));
+            self.sink.record(Arc::clone(&times));
+            wait::until("a first message delivered", SETTLED, || async {
+                if times.accepted_count() == 0 {
+                    load::offer_one(target, policy::SERVED).await?;
+                    times.accepted(0);
+                }
+                ensure!(times.delivered_count() == 1, "not yet");
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Runs a case's load, from the first connection to the last delivery.

@@ -240,11 +240,10 @@ fn restart(bed: &mut Bed) -> Result<(Duration, Duration)> {
     for name in &nodes {
         bed.cluster.start(name)?;
     }
-    let target = bed.targets(Kind::Mx);
+    let target = *bed.targets(Kind::Mx).first().context("no relay")?;
     let first = bed.main.block_on(async {
-        let tls = sealane_tests::tls::blind_client()?;
         loop {
-            if offer(&target, &tls).await.is_ok() {
+            if load::offer_one(target, policy::SERVED).await.is_ok() {
                 return anyhow::Ok(began.elapsed());
             }
             ensure!(
@@ -259,20 +258,4 @@ fn restart(bed: &mut Bed) -> Result<(Duration, Duration)> {
         bed.main.block_on(ready)?;
     }
     Ok((first, began.elapsed()))
-}
-
-async fn offer(targets: &[SocketAddr], tls: &Arc<ClientConfig>) -> Result<()> {
-    let target = targets.first().context("no relay")?;
-    let mut connection = Connection::open(*target, tls).await?;
-    let text = format!(
-        "MAIL FROM:<bench@client.example>\r\nRCPT TO:<m0@{}>\r\nDATA\r\n",
-        policy::SERVED
-    );
-    connection.send(text.as_bytes()).await?;
-    connection.expect(b"250").await?;
-    connection.expect(b"250").await?;
-    connection.expect(b"354").await?;
-    connection.send(&load::body(SIZE)).await?;
-    connection.expect(b"250").await?;
-    Ok(())
 }
