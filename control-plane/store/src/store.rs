@@ -11,8 +11,8 @@ use crate::{
     syncer::{OnFatal, Syncer},
 };
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRecoveryMode, LruCacheOptions, WriteOptions,
 };
 use sealane_types::GroupId;
 use std::{
@@ -191,6 +191,13 @@ fn family(name: &str, o: &Options, cache: &Cache) -> ColumnFamilyDescriptor {
     table.set_block_cache(cache);
     table.set_bloom_filter(10.0, false);
     table.set_cache_index_and_filter_blocks(true);
+    // In pieces: whole, the index and the filter of a large file are read again and again, for no part
+    // of the cache is large enough to keep them (seen with 350,000 waiting messages).
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(4 << 10);
+    table.set_pin_top_level_index_and_filter(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(5);
     cf.set_block_based_table_factory(&table);
     cf.set_compression_type(DBCompressionType::Lz4);
@@ -216,7 +223,11 @@ impl Store {
     pub fn open(dir: &Path, options: Options) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
         check_format(dir)?;
-        let cache = Cache::new_lru_cache(options.cache);
+        let mut lru = LruCacheOptions::default();
+        lru.set_capacity(options.cache);
+        // Few large parts: the callers are few.
+        lru.set_num_shard_bits(2);
+        let cache = Cache::new_lru_cache_opts(&lru);
         let families = FAMILIES.iter().map(|f| family(f, &options, &cache));
         let db = Arc::new(DB::open_cf_descriptors(
             &db_options(&options),

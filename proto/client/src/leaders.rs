@@ -27,6 +27,25 @@ pub(crate) struct View {
     pub(crate) led: Vec<ShardId>,
 }
 
+/// One of so many messages goes to another node than the others.
+const APART: usize = 4;
+
+impl View {
+    /// The shard whose `turn` it is; for every fourth message the next one that another node leads. When
+    /// a leader dies, not everybody waits for the same election.
+    pub(crate) fn choose(&self, turn: usize, message: usize) -> Option<ShardId> {
+        let count = self.led.len();
+        let shard = self.led.get(turn.checked_rem(count)?).copied()?;
+        if !message.is_multiple_of(APART) {
+            return Some(shard);
+        }
+        let node = |s: ShardId| self.leaders.get(&s).map(|l| l.link.node);
+        let others = (1..count).filter_map(|k| self.led.get(turn.wrapping_add(k) % count).copied());
+        let mut elsewhere = others.filter(|s| node(*s) != node(shard));
+        elsewhere.next().or(Some(shard))
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Leader {
     pub(crate) term: u64,
@@ -122,5 +141,46 @@ impl Leaders {
         let mut led: Vec<ShardId> = leaders.keys().copied().collect();
         led.sort_unstable();
         self.view.send_replace(Arc::new(View { leaders, led }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fourth_message_goes_to_another_node() {
+        let leaders = Leaders::default();
+        let (frames, _open) = mpsc::channel(1);
+        let shard = |n| ShardId::new(n).expect("in range");
+        let link = |node| Link {
+            node: NodeId(node),
+            generation: node,
+            frames: frames.clone(),
+            broken: CancellationToken::new(),
+        };
+        let claim = |node: u64, shards: &[u32]| {
+            let claims = shards
+                .iter()
+                .map(|s| v1::LeaderClaim { shard: *s, term: 1 });
+            assert!(leaders.join(&link(node)));
+            leaders.claim(
+                &link(node),
+                &v1::Leading {
+                    claims: claims.collect(),
+                },
+            );
+        };
+        assert_eq!(leaders.view().choose(3, 1), None);
+        claim(1, &[1, 2]);
+        let chosen = |turn, message| leaders.view().choose(turn, message);
+        assert_eq!(chosen(0, 1), Some(shard(1)));
+        // Nobody else leads.
+        assert_eq!(chosen(0, 4), Some(shard(1)));
+        claim(2, &[3]);
+        assert_eq!([1, 2, 3].map(|m| chosen(0, m)), [Some(shard(1)); 3]);
+        assert_eq!(chosen(0, 4), Some(shard(3)));
+        assert_eq!(chosen(2, 8), Some(shard(1)));
+        assert_eq!(chosen(4, 1), Some(shard(2)));
     }
 }

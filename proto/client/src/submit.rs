@@ -15,7 +15,10 @@ use lookup::Answers;
 use rand::Rng;
 use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::watch, time::Instant};
@@ -46,6 +49,8 @@ pub(crate) struct Desk {
     started: Instant,
     /// Relays start at different shards.
     offset: usize,
+    /// Shards chosen so far.
+    chosen: AtomicUsize,
 }
 
 /// How long a shard is chosen before it is the next one's turn.
@@ -65,6 +70,7 @@ impl SubmitClient {
             answers: Answers::default(),
             started: Instant::now(),
             offset: rand::rng().random_range(0..1024),
+            chosen: AtomicUsize::new(0),
         });
         let supervisor = link::Supervisor::new(relay.to_owned(), members, desk.clone());
         tasks.spawn(async move { stop.run_until_cancelled(supervisor.run()).await });
@@ -72,12 +78,13 @@ impl SubmitClient {
     }
 
     /// A shard that has a leader. They take turns by time, not by message: what comes in together goes
-    /// to one shard together, and shares its appends, its replication and its syncs.
+    /// to one shard together, and shares its appends, its replication and its syncs; but for every fourth,
+    /// which goes to another node.
     pub fn choose_shard(&self) -> Option<ShardId> {
-        let view = self.0.leaders.view();
         let turn = usize::try_from(self.0.started.elapsed().as_millis() / TURN.as_millis());
         let turn = turn.unwrap_or(0).wrapping_add(self.0.offset);
-        view.led.get(turn % view.led.len().max(1)).copied()
+        let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
+        self.0.leaders.view().choose(turn, message)
     }
 
     /// Waits until any shard has a leader; `None` at the deadline.
