@@ -176,7 +176,7 @@ impl DeliverDesk {
             if let Some(trace) = report.trace.clone() {
                 sealane_runtime::telemetry::set_parent(&span, &trace.into());
             }
-            let results = report.recipients.iter().map(delivered).collect();
+            let results = report.recipients.iter().map(as_reported).collect();
             let recorded = self.record(&group, id, report.epoch, results);
             return ack(recorded.instrument(span).await?);
         }
@@ -226,14 +226,7 @@ impl DeliverDesk {
             ) else {
                 continue;
             };
-            let mut result = v1::RecipientResult {
-                recipient: r.recipient,
-                outcome: r.outcome,
-                reply: r.reply.clone(),
-                tls: r.tls.clone(),
-                retry_at_ms: 0,
-                expired: false,
-            };
+            let mut result = as_reported(r);
             if r.outcome() == Outcome::Deferred {
                 let schedule = self.schedule(&given.mailbox);
                 let lifetime = if r.tls_caused {
@@ -570,7 +563,8 @@ fn of_destination(report: &v1::Report) -> Option<sealane_scheduler::Outcome> {
     })
 }
 
-fn delivered(r: &v1::RecipientReport) -> v1::RecipientResult {
+/// What a relay reported, without a verdict of ours.
+fn as_reported(r: &v1::RecipientReport) -> v1::RecipientResult {
     v1::RecipientResult {
         recipient: r.recipient,
         outcome: r.outcome,
