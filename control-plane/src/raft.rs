@@ -11,6 +11,7 @@
 
 mod changes;
 pub(crate) mod codec;
+mod gate;
 mod groups;
 mod instance;
 mod known;

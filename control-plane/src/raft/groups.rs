@@ -1,5 +1,6 @@
 //! All Raft groups of one control-plane node.
 use super::{
+    gate::{self, Gate},
     instance::{Instance, Starter, nothing_settled},
     state_machine::{EffectBatch, StateMachine},
     types::{Answer, Proposal, TypeConfig},
@@ -21,7 +22,7 @@ use sealane_wire::v1;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -93,6 +94,7 @@ pub struct Committed {
 #[derive(Debug)]
 pub(super) struct RaftGroup {
     pub(super) id: GroupId,
+    gate: Gate,
     instance: RwLock<Instance>,
     pub(super) store: GroupStore,
     /// Every member's log holds the entries up to here.
@@ -100,6 +102,32 @@ pub(super) struct RaftGroup {
 }
 
 impl RaftGroup {
+    fn new(
+        id: GroupId,
+        instance: Instance,
+        store: GroupStore,
+        settled: Arc<AtomicU64>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|group: &Weak<Self>| {
+            let group = group.clone();
+            Self {
+                id,
+                gate: Gate::new(gate::PATIENCE, move |proposal, responder| {
+                    let raft = group.upgrade().map(|g| g.raft());
+                    async move {
+                        if let Some(raft) = raft {
+                            // A stopped Raft drops the responder, which tells the proposer.
+                            let _ = raft.client_write_ff(proposal, Some(responder)).await;
+                        }
+                    }
+                }),
+                instance: RwLock::new(instance),
+                store,
+                settled,
+            }
+        })
+    }
+
     pub(super) fn raft(&self) -> Raft<TypeConfig, StateMachine> {
         self.instance().raft
     }
@@ -178,15 +206,7 @@ impl Groups {
             let group_store = store.group(id);
             let settled = Arc::new(AtomicU64::new(0));
             let instance = starter.start(id, &group_store, &settled).await?;
-            groups.insert(
-                id,
-                Arc::new(RaftGroup {
-                    id,
-                    instance: RwLock::new(instance),
-                    store: group_store,
-                    settled,
-                }),
-            );
+            groups.insert(id, RaftGroup::new(id, instance, group_store, settled));
         }
         let registry = Registry::read(&store.group(GroupId::META))?;
         Ok(Arc::new(Self {
@@ -348,15 +368,13 @@ impl Group {
             index = tracing::field::Empty
         );
         async {
-            let sent = self
-                .inner
-                .raft()
-                .client_write_ff(proposal, Some(responder))
-                .await;
-            sent.map_err(|e| ProposeError::Unavailable(e.to_string()))?;
+            let under_way = self.inner.gate.enter(proposal, responder).await;
+            let under_way = under_way
+                .ok_or_else(|| ProposeError::Unavailable("the group is stopped".into()))?;
             if let Ok(id) = commit.await {
                 tracing::Span::current().record("index", id.index);
             }
+            drop(under_way);
             Ok(())
         }
         .instrument(span)

@@ -106,8 +106,8 @@ pub(crate) fn take_body<T: WriteTables>(
         Ok(length) => length,
         Err(a) => return Ok(Err(a)),
     };
-    // Pieces that the message does not name would outlive it.
-    drop_uploads(s, id)?;
+    // Pieces of this id, if a relay changed its mind, are swept like those of any given up upload: looking
+    // for them here would cost every message a scan.
     let part = v1::BodyPart {
         log_index: s.index,
         length,

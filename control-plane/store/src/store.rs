@@ -202,6 +202,9 @@ fn family(name: &str, o: &Options, cache: &Cache) -> ColumnFamilyDescriptor {
     cf.set_block_based_table_factory(&table);
     cf.set_compression_type(DBCompressionType::Lz4);
     cf.set_level_compaction_dynamic_level_bytes(true);
+    // Most lookups are for what does not exist: an id that is new, a body that nobody released.
+    cf.set_memtable_prefix_bloom_ratio(0.02);
+    cf.set_memtable_whole_key_filtering(true);
     match name {
         BODY => {
             // Values live in blob files: compaction moves references, not mail.

@@ -25,24 +25,33 @@ pub(crate) struct View {
     pub(crate) leaders: HashMap<ShardId, Leader>,
     /// Shards with a leader, ascending.
     pub(crate) led: Vec<ShardId>,
+    /// The same, by the node that leads them.
+    by_node: Vec<Vec<ShardId>>,
 }
 
 /// One of so many messages goes to another node than the others.
 const APART: usize = 4;
+/// A node that leads several shards takes so many messages at a time through its first one before another of
+/// its shards gets any.
+const FULL: usize = 256;
+/// So many rounds of turns a node has the same first shard: in the long run all shards get the same.
+const ROUNDS: usize = 32;
 
 impl View {
-    /// The shard whose `turn` it is; for every fourth message the next one that another node leads. When
-    /// a leader dies, not everybody waits for the same election.
-    pub(crate) fn choose(&self, turn: usize, message: usize) -> Option<ShardId> {
-        let count = self.led.len();
-        let shard = self.led.get(turn.checked_rem(count)?).copied()?;
-        if !message.is_multiple_of(APART) {
-            return Some(shard);
-        }
-        let node = |s: ShardId| self.leaders.get(&s).map(|l| l.link.node);
-        let others = (1..count).filter_map(|k| self.led.get(turn.wrapping_add(k) % count).copied());
-        let mut elsewhere = others.filter(|s| node(*s) != node(shard));
-        elsewhere.next().or(Some(shard))
+    /// The shard for the next message: on the node whose `turn` it is, but for every fourth message, which
+    /// goes to the next node. When a leader dies, not everybody waits for the same election.
+    ///
+    /// While few messages are on their way (`waiting`) they share one shard of the node: what comes
+    /// together shares its appends, its replication and its syncs.
+    pub(crate) fn choose(&self, turn: usize, message: usize, waiting: usize) -> Option<ShardId> {
+        let nodes = self.by_node.len();
+        let apart = usize::from(message.is_multiple_of(APART));
+        let led = self
+            .by_node
+            .get(turn.wrapping_add(apart).checked_rem(nodes)?)?;
+        let first = turn / nodes / ROUNDS;
+        let shard = first.wrapping_add(waiting / FULL);
+        led.get(shard.checked_rem(led.len())?).copied()
     }
 }
 
@@ -140,7 +149,17 @@ impl Leaders {
         }
         let mut led: Vec<ShardId> = leaders.keys().copied().collect();
         led.sort_unstable();
-        self.view.send_replace(Arc::new(View { leaders, led }));
+        let mut by_node: BTreeMap<NodeId, Vec<ShardId>> = BTreeMap::new();
+        for shard in &led {
+            if let Some(leader) = leaders.get(shard) {
+                by_node.entry(leader.link.node).or_default().push(*shard);
+            }
+        }
+        self.view.send_replace(Arc::new(View {
+            leaders,
+            led,
+            by_node: by_node.into_values().collect(),
+        }));
     }
 }
 
@@ -171,16 +190,40 @@ mod tests {
                 },
             );
         };
-        assert_eq!(leaders.view().choose(3, 1), None);
+        let chosen = |turn, message, waiting| leaders.view().choose(turn, message, waiting);
+        assert_eq!(chosen(3, 1, 0), None);
         claim(1, &[1, 2]);
-        let chosen = |turn, message| leaders.view().choose(turn, message);
-        assert_eq!(chosen(0, 1), Some(shard(1)));
+        assert_eq!(chosen(0, 1, 0), Some(shard(1)));
         // Nobody else leads.
-        assert_eq!(chosen(0, 4), Some(shard(1)));
+        assert_eq!(chosen(0, 4, 0), Some(shard(1)));
         claim(2, &[3]);
-        assert_eq!([1, 2, 3].map(|m| chosen(0, m)), [Some(shard(1)); 3]);
-        assert_eq!(chosen(0, 4), Some(shard(3)));
-        assert_eq!(chosen(2, 8), Some(shard(1)));
-        assert_eq!(chosen(4, 1), Some(shard(2)));
+        assert_eq!([1, 2, 3].map(|m| chosen(0, m, 0)), [Some(shard(1)); 3]);
+        assert_eq!(chosen(0, 4, 0), Some(shard(3)));
+        assert_eq!(chosen(1, 8, 0), Some(shard(1)));
+        assert_eq!(chosen(1, 1, 0), Some(shard(3)));
+    }
+
+    #[test]
+    fn a_crowd_spreads_over_the_shards_of_a_node() {
+        let leaders = Leaders::default();
+        let (frames, _open) = mpsc::channel(1);
+        let link = Link {
+            node: NodeId(1),
+            generation: 1,
+            frames,
+            broken: CancellationToken::new(),
+        };
+        assert!(leaders.join(&link));
+        let claims = [1, 2].map(|shard| v1::LeaderClaim { shard, term: 1 });
+        leaders.claim(
+            &link,
+            &v1::Leading {
+                claims: claims.into(),
+            },
+        );
+        let chosen = [0, FULL - 1, FULL, 2 * FULL].map(|w| leaders.view().choose(0, 1, w));
+        assert_eq!(chosen.map(|s| s.map_or(0, ShardId::get)), [1, 1, 2, 1]);
+        let later = [ROUNDS - 1, ROUNDS, 2 * ROUNDS].map(|t| leaders.view().choose(t, 1, 0));
+        assert_eq!(later.map(|s| s.map_or(0, ShardId::get)), [1, 2, 1]);
     }
 }

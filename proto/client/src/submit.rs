@@ -46,14 +46,11 @@ pub struct SubmitClient(Arc<Desk>);
 pub(crate) struct Desk {
     pub(crate) leaders: Leaders,
     pub(crate) answers: Answers,
-    started: Instant,
-    /// Relays start at different shards.
-    offset: usize,
     /// Shards chosen so far.
     chosen: AtomicUsize,
 }
 
-/// How long a shard is chosen before it is the next one's turn.
+/// How long a node is chosen before it is the next one's turn.
 /// Several times what a commit takes, or else all shards are at work at once all the same.
 const TURN: std::time::Duration = std::time::Duration::from_millis(300);
 
@@ -68,8 +65,6 @@ impl SubmitClient {
         let desk = Arc::new(Desk {
             leaders: Leaders::default(),
             answers: Answers::default(),
-            started: Instant::now(),
-            offset: rand::rng().random_range(0..1024),
             chosen: AtomicUsize::new(0),
         });
         let supervisor = link::Supervisor::new(relay.to_owned(), members, desk.clone());
@@ -77,14 +72,17 @@ impl SubmitClient {
         Self(desk)
     }
 
-    /// A shard that has a leader. They take turns by time, not by message: what comes in together goes
-    /// to one shard together, and shares its appends, its replication and its syncs; but for every fourth,
-    /// which goes to another node.
+    /// A shard that has a leader. The nodes take turns by the clock, so that all relays are at the same one:
+    /// see [`View::choose`].
     pub fn choose_shard(&self) -> Option<ShardId> {
-        let turn = usize::try_from(self.0.started.elapsed().as_millis() / TURN.as_millis());
-        let turn = turn.unwrap_or(0).wrapping_add(self.0.offset);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let turn = usize::try_from(now.unwrap_or_default().as_millis() / TURN.as_millis());
         let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
-        self.0.leaders.view().choose(turn, message)
+        let waiting = self.0.answers.waiting();
+        self.0
+            .leaders
+            .view()
+            .choose(turn.unwrap_or(0), message, waiting)
     }
 
     /// Waits until any shard has a leader; `None` at the deadline.

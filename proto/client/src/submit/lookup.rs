@@ -39,6 +39,11 @@ impl Answers {
         }
     }
 
+    /// How many messages and pieces wait for their answer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// An answer that nobody waits for (any more) is dropped.
     pub(crate) fn deliver(&self, generation: u64, outcome: v1::SubmitOutcome) {
         let Ok(id) = message_id("outcome.id", &outcome.id) else {
