@@ -188,8 +188,8 @@ impl Model {
                 recipients,
                 leased,
             } => {
+                // Pieces of it, if there are any, wait for the sweep.
                 if !self.known(*n) {
-                    self.uploads.retain(|(m, _), _| m != n);
                     self.accept(*n, *recipients, vec![self.index], *leased);
                 }
                 None
@@ -231,8 +231,10 @@ impl Model {
                 if untouched {
                     self.ended += self.mail.remove(n).map_or(0, |m| m.recipients.len() as u64);
                 }
-                if untouched || !known {
+                if !known {
                     self.uploads.retain(|(m, _), _| m != n);
+                }
+                if untouched || !known {
                     self.set_fate(*n, Fate::Aborted);
                 }
                 None
