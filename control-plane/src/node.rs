@@ -35,6 +35,7 @@ use sealane_wire::v1::{
     command::Op, node_record::State, policy_server::PolicyServer, queue_server::QueueServer,
 };
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -346,9 +347,37 @@ async fn found(
     Ok(())
 }
 
+/// Replicas of this node that could take over now. One that came back late or was stopped is of no use to
+/// a quorum before it has what the others have: who restarts nodes one after the other waits for it.
+#[derive(Debug, Default)]
+struct Current(BTreeSet<GroupId>);
+
+impl Current {
+    /// A replica that is current may be so many entries behind, at most.
+    const LOST: u64 = 20_000;
+    /// One that is not becomes so when it is so many entries behind, at most.
+    const CAUGHT_UP: u64 = 500;
+
+    fn note(&mut self, id: GroupId, behind: Option<u64>) -> bool {
+        let allowed = if self.0.contains(&id) {
+            Self::LOST
+        } else {
+            Self::CAUGHT_UP
+        };
+        let current = behind.is_some_and(|n| n <= allowed);
+        if current {
+            self.0.insert(id);
+        } else {
+            self.0.remove(&id);
+        }
+        current
+    }
+}
+
 /// Ready: the metadata group has a leader and counts this node, and so does every group that is placed
-/// here, with all its replicas. A group on its way to this node is ready as long as it is whole where it is.
-fn is_ready(groups: &Groups) -> bool {
+/// here, with all its replicas, and this node's replica is current. A group on its way to this node is ready as
+/// long as it is whole where it is.
+fn is_ready(groups: &Groups, current: &mut Current) -> bool {
     let (me, registry) = (groups.node_id(), groups.registry());
     let full = |voters: usize| voters >= usize::try_from(groups.replicas()).unwrap_or(usize::MAX);
     if groups.removed() || registry.state(me) == State::Unspecified {
@@ -359,7 +388,8 @@ fn is_ready(groups: &Groups) -> bool {
         let meta = g.id() == GroupId::META;
         let member = v.voters.contains(&me) || v.learners.contains(&me);
         if member && (meta || v.voters.contains(&me)) && !registry.left_out(g.id(), me) {
-            return v.leader.is_some()
+            return current.note(g.id(), v.behind)
+                && v.leader.is_some()
                 && full(v.voters.len())
                 && (v.leader != Some(me) || g.leading().is_some());
         }
@@ -376,8 +406,9 @@ async fn readiness(
     health: tonic_health::server::HealthReporter,
     stop: CancellationToken,
 ) {
+    let mut current = Current::default();
     loop {
-        let now = is_ready(&groups);
+        let now = is_ready(&groups, &mut current);
         if ready.send_if_modified(|r| std::mem::replace(r, now) != now) {
             tracing::info!(ready = now, "readiness changed");
             let status = if now {
@@ -403,5 +434,22 @@ fn store_options() -> Options {
     Options {
         on_stall: std::sync::Arc::new(|write| tokio::task::block_in_place(write)),
         ..Options::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_current_once_it_has_caught_up_and_until_it_is_lost() {
+        let mut current = Current::default();
+        let mut note = |behind| current.note(GroupId(1), behind);
+        assert!(!note(None));
+        assert!(!note(Some(Current::LOST)));
+        assert!(note(Some(Current::CAUGHT_UP)));
+        assert!(note(Some(Current::LOST)));
+        assert!(!note(Some(Current::LOST + 1)));
+        assert!(!note(Some(Current::LOST)));
     }
 }

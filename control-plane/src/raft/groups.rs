@@ -173,6 +173,8 @@ pub struct GroupView {
     pub last_log: u64,
     /// Last applied entry.
     pub applied: u64,
+    /// Entries that a quorum has and that are not applied here; unknown before the leader spoke.
+    pub behind: Option<u64>,
     /// Last purged entry.
     pub purged: u64,
     /// Voters of the effective membership.
@@ -465,6 +467,9 @@ impl Group {
                         .is_some_and(|at| at.elapsed() < self.election_max)),
             last_log: m.last_log_index.unwrap_or(0),
             applied: index(&m.last_applied),
+            behind: m
+                .cluster_committed
+                .map(|c| c.index.saturating_sub(index(&m.last_applied))),
             purged: index(&m.purged),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
