@@ -20,12 +20,14 @@ use openraft::{
     },
     type_config::alias::SnapshotOf,
 };
-use sealane_runtime::identity::Identity;
+use sealane_runtime::{
+    blocking::{self, Gone, Outlet},
+    identity::Identity,
+};
 use sealane_store::{Export, GroupStore, StoreError};
 use sealane_types::GroupId;
 use sealane_wire::v1::{self, raft_client::RaftClient};
 use std::{collections::HashMap, fmt::Display, future::Future, sync::Arc, time::Duration};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -339,14 +341,14 @@ impl RaftNetworkV2<TypeConfig> for Network {
             .connections
             .client(&self.address, self.lane)
             .map_err(StreamingError::Unreachable)?;
-        let (tx, rx) = mpsc::channel(4);
-        let reader = tokio::task::spawn_blocking(move || send_records(&source, header, &tx));
+        let (rx, reader) = blocking::produce(4, move |out| send_records(&source, header, out));
         let result = tokio::select! {
+            biased;
             r = client.snapshot(ReceiverStream::new(rx)) => r,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         match reader.await {
-            Ok(Ok(()) | Err(ExportError::ReceiverGone)) => {}
+            Ok(Ok(()) | Err(ExportError::ReceiverGone(Gone))) => {}
             Ok(Err(e)) => {
                 return Err(StreamingError::Network(NetworkError::from_string(format!(
                     "reading the snapshot: {e}"
@@ -409,7 +411,7 @@ async fn overdue(sent: &mut tokio::sync::watch::Receiver<u64>, answered: u64) {
 fn send_records(
     source: &GroupStore,
     header: v1::SnapshotHeader,
-    tx: &mpsc::Sender<v1::SnapshotFrame>,
+    out: &mut Outlet<v1::SnapshotFrame>,
 ) -> Result<(), ExportError> {
     use v1::snapshot_frame::Frame;
     let mut header = Some(header);
@@ -430,8 +432,8 @@ fn send_records(
             Export::Batch(records, crc32c) => Frame::Records(codec::wire_records(records, crc32c)),
             Export::End(records, sha256) => Frame::End(codec::wire_end(records, sha256)),
         };
-        tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) })
-            .map_err(|_| ExportError::ReceiverGone)
+        out.send(v1::SnapshotFrame { frame: Some(frame) })
+            .map_err(ExportError::ReceiverGone)
     })
 }
 
@@ -441,6 +443,6 @@ enum ExportError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    #[error("the receiver is gone")]
-    ReceiverGone,
+    #[error(transparent)]
+    ReceiverGone(Gone),
 }

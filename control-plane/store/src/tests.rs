@@ -359,14 +359,14 @@ fn a_flipped_bit_in_a_record_is_noticed() {
     let g = s.group(GroupId(1));
     append(&g, vec![entry(1, b"x")]);
     let key = crate::layout::index_key(GroupId(1), 1);
-    let mut value = s
-        .core
-        .db
-        .get_cf(s.core.cf("raft_log"), key)
-        .unwrap()
-        .unwrap();
+    let mut value = s.core.engine.get("raft_log", &key).unwrap().unwrap();
     value[9] ^= 1;
-    s.core.db.put_cf(s.core.cf("raft_log"), key, value).unwrap();
+    s.core
+        .write_once(|b| {
+            b.put("raft_log", &key, &value);
+            Ok(())
+        })
+        .unwrap();
     forget_recent(&g);
     assert!(matches!(
         g.read_entries(1, 2, 100),

@@ -13,29 +13,20 @@ use crate::{
 };
 use lookup::Answers;
 use rand::Rng;
+use sealane_runtime::world;
 use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A fresh id on `shard`, of this moment.
 pub fn new_id(shard: ShardId) -> MessageId {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     let mut random = [0; 9];
     rand::rng().fill(&mut random);
-    MessageId::new(
-        shard,
-        u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-        random,
-    )
+    MessageId::new(shard, world::now_ms(), random)
 }
 
 /// Enqueues on whichever node leads a shard. Cheap to clone.
