@@ -23,6 +23,7 @@ mod error;
 pub mod files;
 mod group;
 mod hwm;
+pub mod inspect;
 mod layout;
 mod log;
 mod recent;
