@@ -56,8 +56,10 @@ pub(crate) struct DiskCounts {
     pub(crate) stalls: u64,
     /// Syncs that took longer than usual.
     pub(crate) slow: u64,
-    /// Bits flipped.
+    /// Bits flipped, on the volume as it is.
     pub(crate) flips: u64,
+    /// And on those before it.
+    pub(crate) flips_before: u64,
 }
 
 /// What is wrong with the disk now.
@@ -294,7 +296,9 @@ impl Disk {
         v.durable.clear();
         v.live.clear();
         v.wal.clear();
+        v.mark = None;
         v.files = Default::default();
+        v.counts.flips_before += std::mem::take(&mut v.counts.flips);
     }
 }
 

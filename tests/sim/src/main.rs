@@ -55,6 +55,9 @@ struct Arguments {
     /// Syncs are acknowledged and not done: the runs must fail.
     #[arg(long)]
     lies: bool,
+    /// Each seed once only: does not notice what makes a run unrepeatable.
+    #[arg(long)]
+    once: bool,
     /// Simulations at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -79,6 +82,10 @@ fn main() -> ExitCode {
     }
 }
 
+/// The simulation must go on; so many pulses without a step are a loop that no simulated time ends.
+const PULSE: std::time::Duration = std::time::Duration::from_millis(50);
+const STUCK: u32 = 400;
+
 /// On a thread of its own: what it asks of chance is counted by thread.
 fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     if arguments.seed.is_some() {
@@ -88,9 +95,28 @@ fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     plan.lies = arguments.lies;
     let worker = std::thread::Builder::new().stack_size(64 << 20);
     let run = worker.spawn(move || run::run(plan))?;
-    let report = run
-        .join()
-        .map_err(|_| anyhow::anyhow!("the simulation panicked"))??;
+    let (mut steps, mut silent) = (0, 0);
+    let report = loop {
+        if run.is_finished() {
+            break run
+                .join()
+                .map_err(|_| anyhow::anyhow!("the simulation panicked"))??;
+        }
+        std::thread::sleep(PULSE);
+        let now = run::steps();
+        silent = if now == steps { silent + 1 } else { 0 };
+        steps = now;
+        if silent >= STUCK {
+            break report::Report {
+                seed,
+                violations: vec![format!(
+                    "a task goes round without time passing, since {} ms",
+                    trace::now()
+                )],
+                ..Default::default()
+            };
+        }
+    };
     println!("{}", serde_json::to_string(&report)?);
     Ok(report.violations.is_empty())
 }

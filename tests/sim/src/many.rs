@@ -40,7 +40,11 @@ fn twice(arguments: &Arguments, seed: u64) -> Report {
             ..Report::default()
         },
     };
-    let (mut first, second) = (run(), run());
+    let mut first = run();
+    if arguments.once {
+        return first;
+    }
+    let second = run();
     if first.hash != second.hash {
         first.violations.push(format!(
             "two runs differ: {} events with hash {:016x}, {} with {:016x}",
@@ -84,7 +88,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut seeds: VecDeque<u64> = regressions(arguments)?.into();
     seeds.extend(first..first + arguments.seeds);
     let count = seeds.len();
-    println!("{count} seeds, each twice; new ones begin at {first}");
+    println!(
+        "{count} seeds, each {}; new ones begin at {first}",
+        if arguments.once { "once" } else { "twice" }
+    );
     let started = Instant::now();
     let (queue, done) = (Mutex::new(seeds), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

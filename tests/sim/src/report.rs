@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What counts as a fault that took effect.
-const FAULTS: [&str; 10] = [
+const FAULTS: [&str; 11] = [
     "power losses",
     "kills",
     "relay kills",
@@ -15,6 +15,7 @@ const FAULTS: [&str; 10] = [
     "stalled writes",
     "slow syncs",
     "failed writes or syncs",
+    "bits flipped",
 ];
 
 /// One run, or the sum of several.
@@ -51,7 +52,7 @@ impl Report {
         self.count("slow syncs", d.slow);
         self.count("syncs", d.syncs);
         self.count("batches written", d.batches);
-        self.count("bits flipped", d.flips);
+        self.count("bits flipped", d.flips + d.flips_before);
     }
 
     pub(crate) fn mail(&mut self, c: &Counts) {

@@ -18,10 +18,11 @@ use anyhow::Context;
 use sealane_runtime::identity::Role;
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     rc::Rc,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, UNIX_EPOCH},
 };
@@ -32,8 +33,17 @@ const TICK: Duration = Duration::from_millis(2);
 const FOUNDED: Duration = Duration::from_secs(60);
 /// After the storm everything must be settled by then.
 const SETTLED: Duration = Duration::from_secs(240);
+/// Whoever runs the process starts it again after this.
+const RESTART: Duration = Duration::from_millis(700);
 /// Between two looks at all disks.
 const LOOK: Duration = Duration::from_millis(250);
+
+static STEPS: AtomicU64 = AtomicU64::new(0);
+
+/// Steps so far.
+pub(crate) fn steps() -> u64 {
+    STEPS.load(Ordering::Relaxed)
+}
 
 /// What the phases share.
 pub(crate) struct Simulation<'a> {
@@ -45,6 +55,8 @@ pub(crate) struct Simulation<'a> {
     pub(crate) relays: Vec<Rc<Cell<u64>>>,
     audit: Audit,
     next_look: Duration,
+    /// Nodes that ended by themselves, and when they start again.
+    restarts: BTreeMap<usize, Duration>,
     pub(crate) report: Report,
 }
 
@@ -152,6 +164,7 @@ impl Simulation<'_> {
             relays,
             audit: Audit::default(),
             next_look: Duration::ZERO,
+            restarts: BTreeMap::new(),
             report: Report::default(),
         })
     }
@@ -159,6 +172,7 @@ impl Simulation<'_> {
     /// One tick, and what follows from it.
     pub(crate) fn step(&mut self) -> anyhow::Result<()> {
         trace::at(u64::try_from(self.sim.elapsed().as_millis()).unwrap_or(u64::MAX));
+        STEPS.fetch_add(1, Ordering::Relaxed);
         self.sim
             .step()
             .map_err(|e| anyhow::anyhow!("a host failed: {e}"))?;
@@ -166,16 +180,32 @@ impl Simulation<'_> {
             let Some(host) = self.hosts.get(n).cloned() else {
                 continue;
             };
-            if host.take_dying() {
+            let (dying, ended) = (host.take_dying(), host.take_ended());
+            if dying {
                 // The product calls abort(3).
                 self.report.count("storage aborts", 1);
                 self.down(n, Death::Kill);
-                self.up(n);
             }
-            if let Some(why) = host.take_ended() {
+            if dying || ended.is_some() {
+                let again = self.sim.elapsed() + RESTART;
+                self.restarts.insert(n, again);
+            }
+            if let Some(why) = ended.filter(|_| !dying) {
+                if host.disk.counts().flips > 0 {
+                    self.report.count("damaged nodes that stepped out", 1);
+                    continue;
+                }
                 self.broken(format!("{} ended by itself: {why}", host.name));
             }
         }
+        let now = self.sim.elapsed();
+        let due: Vec<usize> = self
+            .restarts
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(n, _)| *n)
+            .collect();
+        due.into_iter().for_each(|n| self.up(n));
         if self.sim.elapsed() >= self.next_look {
             self.next_look = self.sim.elapsed() + LOOK;
             for host in &self.hosts {
@@ -206,10 +236,12 @@ impl Simulation<'_> {
         host.disk.crash(how);
         self.sim.crash(node::name(n));
         self.audit.died(&host.name);
+        self.restarts.remove(&n);
     }
 
     /// It starts again.
     pub(crate) fn up(&mut self, n: usize) {
+        self.restarts.remove(&n);
         self.sim.bounce(node::name(n));
     }
 
@@ -293,9 +325,11 @@ impl Simulation<'_> {
             let holders = self
                 .hosts
                 .iter()
-                .filter(|h| Audit::holds(&h.disk, id))
+                .filter(|h| h.disk.counts().flips == 0 && Audit::holds(&h.disk, id))
                 .count();
-            if holders < usize::try_from(self.plan.replicas).unwrap_or(1) / 2 + 1 {
+            let damaged = self.hosts.iter().any(|h| h.disk.counts().flips > 0);
+            let majority = usize::try_from(self.plan.replicas).unwrap_or(1) / 2 + 1;
+            if holders < majority - usize::from(damaged) {
                 self.broken(format!(
                     "I1: {mailbox} was accepted and waits, but {holders} disks have it"
                 ));
@@ -327,6 +361,7 @@ impl Simulation<'_> {
         let (commits, elections) = self.witness.counts();
         report.count("elections", elections);
         report.count("majorities verified on disk", commits);
+        report.count("snapshots installed", self.witness.installs());
         let (looks, compared) = self.audit.counts();
         report.count("volumes looked through", looks);
         report.count("states compared between nodes", compared);

@@ -7,6 +7,7 @@ use crate::{
     relay,
     run::Simulation,
 };
+use sealane_store::inspect;
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 /// What is to be mended.
@@ -18,6 +19,7 @@ enum Wound {
     Held(String, String),
     Disk(usize),
     Clock(String),
+    Damaged(usize),
 }
 
 /// The weather.
@@ -27,6 +29,7 @@ pub(crate) struct Storm {
     next: usize,
     wounds: Vec<(Duration, Wound)>,
     down: BTreeSet<usize>,
+    flipped: bool,
 }
 
 impl Storm {
@@ -37,6 +40,7 @@ impl Storm {
             next: 0,
             wounds: Vec::new(),
             down: BTreeSet::new(),
+            flipped: false,
         }
     }
 
@@ -155,6 +159,27 @@ impl Storm {
                 s.report.count("disks made bad", 1);
                 self.wound(fault, Wound::Disk(n));
             }
+            Kind::Flip => {
+                // Once, and only while the others are well: a minority may be damaged, and it takes a while
+                // until the node that comes in its place has everything.
+                if self.flipped || !self.down.is_empty() {
+                    return;
+                }
+                let Some(host) = s.hosts.get(n) else { return };
+                let families = [
+                    inspect::METAS,
+                    inspect::LOGS,
+                    inspect::ROWS,
+                    inspect::BODIES,
+                ];
+                let family = families[fault.variant as usize % families.len()];
+                if let Some(key) = host.disk.flip(family) {
+                    note!("{}: a bit of {family} {key:02x?} flips", host.name);
+                    self.flipped = true;
+                    s.witness.steady(false);
+                    self.wound(fault, Wound::Damaged(n));
+                }
+            }
             Kind::Clock => {
                 let host = self.any_host(fault.whom);
                 let ms = i64::from(fault.variant % 7_200_000) - 3_600_000;
@@ -193,6 +218,17 @@ impl Storm {
                         };
                     });
                 }
+            }
+            Wound::Damaged(n) => {
+                s.down(n, Death::Kill);
+                if let Some(host) = s.hosts.get(n) {
+                    host.disk.wipe();
+                    s.report.count("volumes replaced", 1);
+                }
+                if self.down.contains(&n) {
+                    return;
+                }
+                s.up(n);
             }
             Wound::Clock(host) => clocks::skew(&host, 0),
         }

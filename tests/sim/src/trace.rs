@@ -34,6 +34,11 @@ pub(crate) fn at(ms: u64) {
     lock().at_ms = ms;
 }
 
+/// The simulated time.
+pub(crate) fn now() -> u64 {
+    lock().at_ms
+}
+
 /// One event.
 pub(crate) fn note(what: Arguments<'_>) {
     let mut t = lock();

@@ -32,6 +32,7 @@ struct Inner {
     /// Checks that were made.
     commits: u64,
     elections: BTreeSet<(GroupId, u64, u64)>,
+    installs: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +122,11 @@ impl Witness {
         (w.commits, w.elections.len() as u64)
     }
 
+    /// Snapshots whose install began.
+    pub(crate) fn installs(&self) -> u64 {
+        self.lock().installs
+    }
+
     fn broken(&self, what: String) {
         note!("VIOLATION {what}");
         self.lock().violations.push(what);
@@ -140,6 +146,10 @@ impl Witness {
                     self.elected(disk, group, vote)
                 }
                 Ok((group, Record::Applied(applied))) => self.applied(disk, group, &applied),
+                Ok((group, Record::Installing)) => {
+                    note!("group {group}: a snapshot is installed");
+                    self.lock().installs += 1;
+                }
                 _ => {}
             }
         }
