@@ -55,6 +55,9 @@ struct Arguments {
     /// Syncs are acknowledged and not done: the runs must fail.
     #[arg(long)]
     lies: bool,
+    /// Clocks may be wrong by an hour: shows what docs/consistency.md says of it.
+    #[arg(long)]
+    wild_clocks: bool,
     /// Each seed once only: does not notice what makes a run unrepeatable.
     #[arg(long)]
     once: bool,
@@ -93,6 +96,9 @@ fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     }
     let mut plan = plan::Plan::new(seed);
     plan.lies = arguments.lies;
+    if arguments.wild_clocks {
+        plan.skew_ms = plan::WILD_MS;
+    }
     let worker = std::thread::Builder::new().stack_size(64 << 20);
     let run = worker.spawn(move || run::run(plan))?;
     let (mut steps, mut silent) = (0, 0);

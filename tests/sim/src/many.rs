@@ -17,8 +17,13 @@ fn simulate(arguments: &Arguments, seed: u64, print: bool) -> anyhow::Result<Rep
         .args(["--one", &seed.to_string()])
         .env(CHANCE, seed.to_string())
         .stdout(Stdio::piped());
-    if arguments.lies {
-        command.arg("--lies");
+    for (yes, flag) in [
+        (arguments.lies, "--lies"),
+        (arguments.wild_clocks, "--wild-clocks"),
+    ] {
+        if yes {
+            command.arg(flag);
+        }
     }
     if print {
         command.args(["--seed", &seed.to_string()]);

@@ -105,7 +105,15 @@ pub(crate) struct Plan {
     pub(crate) storm: Duration,
     /// Syncs lie: the run must fail.
     pub(crate) lies: bool,
+    /// Clocks are wrong by up to so many milliseconds.
+    pub(crate) skew_ms: i64,
 }
+
+/// Leases are taken back two seconds after their end, so clocks may be this wrong. What happens beyond
+/// is in docs/consistency.md.
+const SKEW_MS: i64 = 900;
+/// With `--wild-clocks`.
+pub(crate) const WILD_MS: i64 = 3_600_000;
 
 impl Plan {
     /// The plan of a seed.
@@ -165,6 +173,7 @@ impl Plan {
             faults,
             storm,
             lies: false,
+            skew_ms: SKEW_MS,
         }
     }
 }

@@ -182,7 +182,8 @@ impl Storm {
             }
             Kind::Clock => {
                 let host = self.any_host(fault.whom);
-                let ms = i64::from(fault.variant % 7_200_000) - 3_600_000;
+                let most = self.plan.skew_ms;
+                let ms = i64::from(fault.variant) % (2 * most + 1) - most;
                 clocks::skew(&host, ms);
                 s.report.count("clocks set wrong", 1);
                 self.wound(fault, Wound::Clock(host));
