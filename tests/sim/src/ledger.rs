@@ -145,7 +145,7 @@ impl Ledger {
         o.answer = answer;
         if answer == Answer::Refused && o.recipients.iter().any(|r| r.delivered > 0) {
             self.broken(format!(
-                "I1: {} was refused after it was delivered",
+                "I3: {} was refused after it was delivered",
                 hex(&id)
             ));
         }
@@ -212,7 +212,7 @@ impl Ledger {
                 r.delivered += 1;
                 let returned = !r.reports.is_empty();
                 if returned {
-                    self.broken(format!("I3: {mailbox} was returned and delivered"));
+                    self.broken(format!("DSN: {mailbox} was returned and delivered"));
                 }
             }
             None => self.broken(format!(
@@ -222,7 +222,7 @@ impl Ledger {
         }
         if refused {
             self.broken(format!(
-                "I1: {} was delivered after it was refused",
+                "I3: {} was delivered after it was refused",
                 hex(&id)
             ));
         }
@@ -233,7 +233,7 @@ impl Ledger {
         if let Some(o) = self.offers.get(&id)
             && o.digest != digest
         {
-            self.broken(format!("I7: the body of {} is another one", hex(&id)));
+            self.broken(format!("I2: the body of {} is another one", hex(&id)));
         }
     }
 
@@ -267,10 +267,10 @@ impl Ledger {
         r.returned |= delivered;
         let (reports, delivered) = (r.reports.len(), r.delivered);
         if reports > 1 {
-            self.broken(format!("I3: {mailbox} failed with {reports} reports"));
+            self.broken(format!("DSN: {mailbox} failed with {reports} reports"));
         }
         if delivered > 0 {
-            self.broken(format!("I3: {mailbox} was delivered and returned"));
+            self.broken(format!("DSN: {mailbox} was delivered and returned"));
         }
     }
 
