@@ -363,7 +363,7 @@ impl std::fmt::Debug for Pump {
 
 impl Pump {
     /// What is next.
-    pub fn next(&mut self) -> Next {
+    pub fn turn(&mut self) -> Next {
         if let Some(rest) = self.pace.rest() {
             self.pace = Pace::default();
             return Next::Rest(rest);

@@ -371,24 +371,24 @@ fn without_a_thread_callbacks_wait_for_the_sync_too() {
         let done = done.clone();
         Box::new(move |r| done.lock().unwrap().push((n, r.is_ok())))
     };
-    assert_eq!(pump.next(), Next::Idle);
+    assert_eq!(pump.turn(), Next::Idle);
     g.append(vec![entry(1, b"x")], note(1)).unwrap();
     g.append(vec![entry(2, b"y")], note(2)).unwrap();
     assert_eq!(*woken.lock().unwrap(), 2);
-    assert_eq!(pump.next(), Next::Sync);
+    assert_eq!(pump.turn(), Next::Sync);
     // It comes too late for this sync.
     g.append(vec![entry(3, b"z")], note(3)).unwrap();
     assert!(done.lock().unwrap().is_empty());
     pump.sync();
     assert_eq!(*done.lock().unwrap(), [(1, true), (2, true)]);
-    assert!(matches!(pump.next(), Next::Rest(_)), "a crowd was there");
-    assert_eq!(pump.next(), Next::Sync);
+    assert!(matches!(pump.turn(), Next::Rest(_)), "a crowd was there");
+    assert_eq!(pump.turn(), Next::Sync);
     // Whoever has to wait for the disk does not wait for the owner.
     g.truncate_after(Some(2)).unwrap();
     assert_eq!(done.lock().unwrap().last(), Some(&(3, true)));
     pump.sync();
     s.shutdown();
-    assert_eq!(pump.next(), Next::Closed);
+    assert_eq!(pump.turn(), Next::Closed);
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Host {
 /// The syncer's driver: a task where the product has a thread, with the disk's time instead of a disk.
 async fn sync(mut pump: Pump, disk: Disk, woken: Arc<Notify>) {
     loop {
-        match pump.next() {
+        match pump.turn() {
             Next::Rest(pause) => tokio::time::sleep(pause).await,
             Next::Idle => woken.notified().await,
             Next::Sync => {
