@@ -31,7 +31,7 @@ struct Pinned<'a> {
     snapshot: SnapshotWithThreadMode<'a, DB>,
 }
 
-fn handle<'a>(db: &'a DB, family: Family) -> &'a ColumnFamily {
+fn handle(db: &DB, family: Family) -> &ColumnFamily {
     db.cf_handle(family).expect("every family is opened")
 }
 

@@ -63,7 +63,7 @@ pub(crate) struct DiskCounts {
 }
 
 /// What is wrong with the disk now.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
     /// The next sync fails.
     pub(crate) fail_sync: bool,
@@ -79,20 +79,6 @@ pub(crate) struct Faults {
     pub(crate) stall: u32,
     /// Syncs are acknowledged and not done: calibrates the judge.
     pub(crate) lies: bool,
-}
-
-impl Default for Faults {
-    fn default() -> Self {
-        Self {
-            fail_sync: false,
-            fail_write: false,
-            full: false,
-            scarce: false,
-            slow: Duration::ZERO,
-            stall: 0,
-            lies: false,
-        }
-    }
 }
 
 #[derive(Debug)]
