@@ -8,6 +8,7 @@
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
 #                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases
+#   make sim SEEDS=200            simulate clusters under faults, every seed twice; SEED=7 replays one with its events
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -26,10 +27,10 @@ TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
 
 BENCH := $(TARGET)/release/sealane-bench
 
-.PHONY: help run kill start stop status built test bench build fmt lint packages-run packages-test
+.PHONY: help run kill start stop status built test bench sim build fmt lint packages-run packages-test
 
 help:
-	@sed -n '1,12s/^# \{0,1\}//p' Makefile
+	@sed -n '1,13s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -58,8 +59,13 @@ test: packages-test
 
 # Measured is what would be installed: the release profile.
 bench: packages-test
-	cargo build --release --workspace --bins --locked
+	cargo build --release --workspace --exclude sealane-sim --bins --locked
 	@$(BENCH) $(CASES) $(if $(PEER),--peer $(PEER)) --report $(TARGET)/bench/report.json $(strip $(ARGS))
+
+# Deterministic: what is printed for a seed is the same on every machine.
+sim: packages-run build
+	@$(TARGET)/debug/sealane-sim --regressions tests/sim/regressions.seeds \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(strip $(ARGS))
 
 build:
 	cargo build --workspace --bins --locked

@@ -9,7 +9,7 @@ use crate::{access, config::ControlPlaneConfig};
 use anyhow::Context;
 use bytes::Bytes;
 use rand::RngCore;
-use sealane_runtime::{grpc, identity::Identity};
+use sealane_runtime::{grpc, identity::Identity, world::Listener};
 use sealane_store::{NodeIdentity, Store};
 use sealane_wire::v1::{
     self,
@@ -17,7 +17,6 @@ use sealane_wire::v1::{
     cluster_server::{Cluster as ClusterService, ClusterServer},
 };
 use std::{collections::BTreeSet, time::Duration};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes, transport::Channel};
 
@@ -52,7 +51,7 @@ pub(crate) async fn identity(
     rand::rng().fill_bytes(&mut fresh);
     let incarnation = store.incarnation(fresh)?;
     let candidate = Routes::new(ClusterServer::new(Candidate { incarnation }));
-    let listener = TcpListener::bind(config.listen)
+    let listener = Listener::bind(config.listen)
         .await
         .with_context(|| format!("listen: {}", config.listen))?;
     let over = CancellationToken::new();

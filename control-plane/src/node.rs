@@ -27,7 +27,9 @@ use crate::{
 };
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use sealane_runtime::{grpc, http, identity::Identity, shutdown, telemetry};
+use sealane_runtime::{
+    blocking, grpc, http, identity::Identity, shutdown, telemetry, world::Listener,
+};
 use sealane_store::{Options, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1::{
@@ -73,13 +75,23 @@ async fn serve(
     identity: Identity,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut registry = Registry::default();
-    let metrics = Arc::new(Metrics::new(&mut registry));
     let data_dir = config.data_dir.clone();
     let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, store_options()))
         .await?
         .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
-    let store = Arc::new(store);
+    Box::pin(serve_on(config, identity, Arc::new(store), stop)).await
+}
+
+/// Runs a node on a volume that is open already, until `stop`. What the process of [`run`] adds is
+/// the volume, telemetry and signals.
+pub async fn serve_on(
+    config: &ControlPlaneConfig,
+    identity: Identity,
+    store: Arc<Store>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
     store.register(&mut registry);
 
     let (ready_tx, ready) = watch::channel(false);
@@ -108,7 +120,7 @@ async fn serve(
         rest(config, node_id, &stop, last, tasks).await;
         return Ok(());
     }
-    let listener = TcpListener::bind(config.listen)
+    let listener = Listener::bind(config.listen)
         .await
         .with_context(|| format!("listen: {}", config.listen))?;
     tracing::info!(node_id = membership.identity.node_id, cluster = %membership.identity.cluster_id, "starting");
@@ -286,7 +298,7 @@ async fn serve(
     groups.shutdown(HAND_OVER).await;
     end_serving.cancel();
     if !stop.is_cancelled() {
-        tokio::task::block_in_place(|| store.shutdown());
+        blocking::in_place(|| store.shutdown());
         // Not ready, but observable: whoever runs this process decides when it ends.
         stop.cancelled().await;
     }
@@ -294,7 +306,7 @@ async fn serve(
     tasks.close();
     // Peers and relays hold their streams open for ever: they are cut after a moment.
     let _ = tokio::time::timeout(CUT, tasks.wait()).await;
-    tokio::task::block_in_place(|| store.shutdown());
+    blocking::in_place(|| store.shutdown());
     Ok(())
 }
 

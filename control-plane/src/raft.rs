@@ -21,7 +21,7 @@ mod state_machine;
 mod transport;
 mod types;
 
-pub(crate) use groups::now_ms;
 pub use groups::{Committed, Group, GroupView, Groups, GroupsConfig, ProposeError};
+pub(crate) use sealane_runtime::world::now_ms;
 pub use state_machine::EffectBatch;
 pub use transport::RaftTransport;

@@ -60,7 +60,7 @@ pub(crate) async fn run(
 
 /// Refuses new mail below the reserve, takes it again above one and a quarter of it.
 fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
-    match tokio::task::block_in_place(|| store.free_bytes()) {
+    match sealane_runtime::blocking::in_place(|| store.free_bytes()) {
         Ok(free) => {
             let was = disk_full.load(Ordering::Relaxed);
             let now = if was {

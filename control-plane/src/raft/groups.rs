@@ -15,7 +15,7 @@ use openraft::{
     raft::ReadPolicy,
 };
 use prost::Message;
-use sealane_runtime::identity::Identity;
+use sealane_runtime::{blocking, identity::Identity, world::now_ms};
 use sealane_store::{GroupStore, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1;
@@ -25,20 +25,13 @@ use std::{
         Arc, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument, info_span};
 
 /// Fewer entries are not worth a purge.
 const PURGE_AT_LEAST: u64 = 32;
-
-/// Wall clock, milliseconds since the epoch.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}
 
 /// What the groups of a node need to know.
 #[derive(Debug)]
@@ -293,7 +286,7 @@ impl Groups {
         group.instance().retire().await?;
         let yes = may.await;
         if yes {
-            tokio::task::block_in_place(|| group.store.forget())?;
+            blocking::in_place(|| group.store.forget())?;
             nothing_settled(&group.settled);
         }
         let new = self.starter.start(id, &group.store, &group.settled).await?;

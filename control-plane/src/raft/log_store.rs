@@ -13,13 +13,14 @@ use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
+use sealane_runtime::blocking;
 use sealane_store::{GroupStore, StoreError};
 use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
 };
-use tokio::{sync::oneshot, task::block_in_place};
+use tokio::sync::oneshot;
 
 /// Most octets of entries that one read (and so one AppendEntries request) takes, beyond its first entry.
 const READ_LIMIT: usize = 2 << 20;
@@ -174,10 +175,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        block_in_place(|| self.store.truncate_after(last.map(|l| l.index))).map_err(io_error)
+        blocking::in_place(|| self.store.truncate_after(last.map(|l| l.index))).map_err(io_error)
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        block_in_place(|| self.store.purge(codec::position(&upto))).map_err(io_error)
+        blocking::in_place(|| self.store.purge(codec::position(&upto))).map_err(io_error)
     }
 }

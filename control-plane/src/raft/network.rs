@@ -20,12 +20,14 @@ use openraft::{
     },
     type_config::alias::SnapshotOf,
 };
-use sealane_runtime::identity::Identity;
+use sealane_runtime::{
+    blocking::{self, Gone, Outlet},
+    identity::Identity,
+};
 use sealane_store::{Export, GroupStore, StoreError};
 use sealane_types::GroupId;
 use sealane_wire::v1::{self, raft_client::RaftClient};
 use std::{collections::HashMap, fmt::Display, future::Future, sync::Arc, time::Duration};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -33,6 +35,9 @@ use tonic::transport::Channel;
 pub(super) const MAX_MESSAGE: usize = 8 << 20;
 /// A peer that owes an answer for this long is given up and dialled again.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// After a stream that could not be opened: this, doubled [`DOUBLINGS`] times at most.
+const REFUSED: Duration = Duration::from_millis(20);
+const DOUBLINGS: u32 = 4;
 /// Longest a vote, heartbeat or transfer may take whatever openraft asks for.
 const SHORT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -102,6 +107,7 @@ impl NetworkFactory {
             connections: self.connections.clone(),
             address: node.address.clone(),
             lane,
+            refused: 0,
             to: v1::RaftAddress {
                 cluster_id: self.connections.cluster_id.clone(),
                 group: self.group.0,
@@ -132,6 +138,8 @@ pub(super) struct Network {
     connections: Arc<Connections>,
     address: String,
     lane: Lane,
+    /// Append streams in a row that could not be opened.
+    refused: u32,
     to: v1::RaftAddress,
 }
 
@@ -186,6 +194,30 @@ impl Network {
         self.connections
             .client(&self.address, self.lane)
             .map_err(RPCError::Unreachable)
+    }
+
+    /// Opens an append stream. openraft opens the next one at once: its own pauses are in the stream of
+    /// requests, which nobody reads before the peer took the call. A peer whose process is gone refuses
+    /// within microseconds, so the pause has to be here.
+    async fn open<S>(
+        &mut self,
+        requests: S,
+    ) -> Result<tonic::Streaming<v1::AppendReply>, RPCError<TypeConfig>>
+    where
+        S: Stream<Item = v1::AppendRequest> + Send + 'static,
+    {
+        let mut client = self.client()?;
+        let error = match tokio::time::timeout(ANSWER_DEADLINE, client.append(requests)).await {
+            Ok(Ok(r)) => {
+                self.refused = 0;
+                return Ok(r.into_inner());
+            }
+            Ok(Err(s)) => status_error(s),
+            Err(_) => rpc_error("no stream within the deadline"),
+        };
+        tokio::time::sleep(REFUSED * (1 << self.refused.min(DOUBLINGS))).await;
+        self.refused = self.refused.saturating_add(1);
+        Err(error)
     }
 
     async fn within<T>(
@@ -254,7 +286,6 @@ impl RaftNetworkV2<TypeConfig> for Network {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let mut client = self.client()?;
             let to = self.to.clone();
             // Counts requests that wait for their answer: only then does the deadline run.
             let (sent, owed) = tokio::sync::watch::channel(0u64);
@@ -262,12 +293,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 sent.send_modify(|n| *n += 1);
                 append_request(&to, &r)
             });
-            let replies = match tokio::time::timeout(ANSWER_DEADLINE, client.append(requests)).await
-            {
-                Ok(Ok(r)) => r.into_inner(),
-                Ok(Err(s)) => return Err(status_error(s)),
-                Err(_) => return Err(rpc_error("no stream within the deadline")),
-            };
+            let replies = self.open(requests).await?;
             let stream = stream::unfold(Some((replies, owed, 0u64)), |state| async move {
                 let (mut replies, mut owed, answered) = state?;
                 let answer = tokio::select! {
@@ -339,14 +365,14 @@ impl RaftNetworkV2<TypeConfig> for Network {
             .connections
             .client(&self.address, self.lane)
             .map_err(StreamingError::Unreachable)?;
-        let (tx, rx) = mpsc::channel(4);
-        let reader = tokio::task::spawn_blocking(move || send_records(&source, header, &tx));
+        let (rx, reader) = blocking::produce(4, move |out| send_records(&source, header, out));
         let result = tokio::select! {
+            biased;
             r = client.snapshot(ReceiverStream::new(rx)) => r,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         match reader.await {
-            Ok(Ok(()) | Err(ExportError::ReceiverGone)) => {}
+            Ok(Ok(()) | Err(ExportError::ReceiverGone(Gone))) => {}
             Ok(Err(e)) => {
                 return Err(StreamingError::Network(NetworkError::from_string(format!(
                     "reading the snapshot: {e}"
@@ -409,7 +435,7 @@ async fn overdue(sent: &mut tokio::sync::watch::Receiver<u64>, answered: u64) {
 fn send_records(
     source: &GroupStore,
     header: v1::SnapshotHeader,
-    tx: &mpsc::Sender<v1::SnapshotFrame>,
+    out: &mut Outlet<v1::SnapshotFrame>,
 ) -> Result<(), ExportError> {
     use v1::snapshot_frame::Frame;
     let mut header = Some(header);
@@ -430,8 +456,8 @@ fn send_records(
             Export::Batch(records, crc32c) => Frame::Records(codec::wire_records(records, crc32c)),
             Export::End(records, sha256) => Frame::End(codec::wire_end(records, sha256)),
         };
-        tx.blocking_send(v1::SnapshotFrame { frame: Some(frame) })
-            .map_err(|_| ExportError::ReceiverGone)
+        out.send(v1::SnapshotFrame { frame: Some(frame) })
+            .map_err(ExportError::ReceiverGone)
     })
 }
 
@@ -441,6 +467,6 @@ enum ExportError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    #[error("the receiver is gone")]
-    ReceiverGone,
+    #[error(transparent)]
+    ReceiverGone(Gone),
 }

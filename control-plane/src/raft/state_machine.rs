@@ -12,6 +12,7 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
+use sealane_runtime::blocking;
 use sealane_state::Effect;
 use sealane_store::{Applied, GroupStore, StagedSnapshot};
 use sealane_types::GroupId;
@@ -23,10 +24,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::{
-    sync::{mpsc, watch},
-    task::block_in_place,
-};
+use tokio::sync::{mpsc, watch};
 
 /// Entries applied in one write batch at most.
 const BATCH: usize = 256;
@@ -241,7 +239,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             membership_at: meta.last_membership.log_id().as_ref().map(codec::position),
             membership: codec::membership_bytes(meta.last_membership.membership()),
         };
-        block_in_place(|| {
+        blocking::in_place(|| {
             let retired = self.retired.lock().expect("no panic while held");
             if *retired {
                 return Err(stopped());

@@ -5,6 +5,7 @@ use super::{codec, groups::Groups, network::MAX_MESSAGE, state_machine::Snapshot
 use futures_util::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest};
+use sealane_runtime::blocking;
 use sealane_store::SnapshotStage;
 use sealane_types::GroupId;
 use sealane_wire::v1::{
@@ -12,7 +13,6 @@ use sealane_wire::v1::{
     raft_server::{Raft as RaftService, RaftServer},
 };
 use std::{pin::Pin, sync::Arc};
-use tokio::task::{block_in_place, spawn_blocking};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Serves the Raft RPCs of all groups.
@@ -246,12 +246,12 @@ impl RaftService for RaftTransport {
                 membership,
             ),
         };
-        let mut stage: SnapshotStage = block_in_place(|| group.store.stage_snapshot())
+        let mut stage: SnapshotStage = blocking::in_place(|| group.store.stage_snapshot())
             .map_err(|e| Status::internal(e.to_string()))?;
         let staged = loop {
             match frames.message().await?.and_then(|f| f.frame) {
                 Some(Frame::Records(batch)) => {
-                    stage = spawn_blocking(move || {
+                    stage = blocking::run(move || {
                         let records = batch
                             .records
                             .into_iter()
@@ -275,7 +275,7 @@ impl RaftService for RaftTransport {
                     .map_err(Status::data_loss)?;
                 }
                 Some(Frame::End(end)) => {
-                    break spawn_blocking(move || stage.finish(end.records, &end.sha256))
+                    break blocking::run(move || stage.finish(end.records, &end.sha256))
                         .await
                         .map_err(|e| Status::internal(e.to_string()))?
                         .map_err(|e| Status::data_loss(e.to_string()))?;

@@ -7,7 +7,7 @@ use crate::{
     service::cluster::Proposer,
 };
 use bytes::Bytes;
-use sealane_runtime::identity::WorkloadId;
+use sealane_runtime::{blocking, identity::WorkloadId};
 use sealane_state::queries;
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{
@@ -19,7 +19,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::task::block_in_place;
 use tonic::{Request, Response, Status};
 
 const DEFAULT_LIMIT: u32 = 100;
@@ -98,7 +97,7 @@ impl AdminService for AdminRpc {
         _: Request<v1::ClusterStatusRequest>,
     ) -> Result<Response<v1::ClusterStatusReply>, Status> {
         let registry = self.groups.registry();
-        let groups = block_in_place(|| {
+        let groups = blocking::in_place(|| {
             self.groups
                 .iter()
                 .map(|g| self.group_status(&g, &registry))
@@ -178,7 +177,7 @@ impl AdminService for AdminRpc {
             ),
         };
         let destination = (!r.destination.is_empty()).then(|| r.destination.to_ascii_lowercase());
-        block_in_place(|| {
+        blocking::in_place(|| {
             let mut reply = v1::ListQueueReply::default();
             for group in self.shards() {
                 let asked = r.shards.is_empty() || r.shards.contains(&group.id().0);
@@ -231,8 +230,8 @@ impl AdminService for AdminRpc {
                 id.shard()
             )));
         }
-        let found =
-            block_in_place(|| queries::message(&group.store().reader(), id)).map_err(storage)?;
+        let found = blocking::in_place(|| queries::message(&group.store().reader(), id))
+            .map_err(storage)?;
         let Some(m) = found else {
             return Err(Status::not_found(format!(
                 "message {id} is not in the queue: it was never accepted, or it is finished"

@@ -1,15 +1,17 @@
 //! `Queue`: the RPCs of relay nodes.
 use super::{deliver::DeliverDesk, shares::DealerDesk, submit::SubmitDesk};
-use crate::raft::Groups;
-use bytes::Bytes;
-use sealane_runtime::identity::WorkloadId;
+use crate::raft::{Group, Groups};
+use sealane_runtime::{
+    blocking::{self, Outlet},
+    identity::WorkloadId,
+};
 use sealane_state::queries;
+use sealane_types::MessageId;
 use sealane_wire::{
     message_id,
     v1::{self, queue_server::Queue as QueueService},
 };
 use std::{pin::Pin, sync::Arc};
-use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -98,37 +100,41 @@ impl QueueService for QueueRpc {
             .groups
             .group(id.shard().group())
             .ok_or_else(|| Status::not_found("id: unknown shard"))?;
-        let (tx, rx) = mpsc::channel(2);
-        spawn_blocking(move || {
-            let fail = |s: Status| drop(tx.blocking_send(Err(s)));
-            let message = match queries::message(&group.store().reader(), id) {
-                Ok(Some(m)) => m,
-                Ok(None) => return fail(Status::not_found("message is finished")),
-                Err(e) => return fail(Status::internal(e.to_string())),
-            };
-            if !message
-                .recipients
-                .iter()
-                .any(|x| x.epoch == r.epoch && x.holder == relay)
-            {
-                return fail(Status::failed_precondition("epoch: the lease is over"));
-            }
-            for part in &message.record.body {
-                let data: Bytes = match group.store().read_body(part.log_index) {
-                    Ok(Some(b)) => b,
-                    Ok(None) => {
-                        return fail(Status::data_loss(format!(
-                            "body part {} is missing",
-                            part.log_index
-                        )));
-                    }
-                    Err(e) => return fail(Status::data_loss(e.to_string())),
-                };
-                if tx.blocking_send(Ok(v1::BodyPiece { data })).is_err() {
-                    return;
-                }
+        let (rx, _) = blocking::produce(2, move |out| {
+            if let Err(refused) = pieces(&group, id, r.epoch, &relay, out) {
+                let _ = out.send(Err(refused));
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
+}
+
+/// Sends the parts of a body; blocks.
+fn pieces(
+    group: &Group,
+    id: MessageId,
+    epoch: u64,
+    relay: &str,
+    out: &mut Outlet<Result<v1::BodyPiece, Status>>,
+) -> Result<(), Status> {
+    let message = queries::message(&group.store().reader(), id)
+        .map_err(|e| Status::internal(e.to_string()))?
+        .ok_or_else(|| Status::not_found("message is finished"))?;
+    if !message
+        .recipients
+        .iter()
+        .any(|x| x.epoch == epoch && x.holder == relay)
+    {
+        return Err(Status::failed_precondition("epoch: the lease is over"));
+    }
+    for part in &message.record.body {
+        let stored = group.store().read_body(part.log_index);
+        let data = stored
+            .map_err(|e| Status::data_loss(e.to_string()))?
+            .ok_or_else(|| Status::data_loss(format!("body part {} is missing", part.log_index)))?;
+        if out.send(Ok(v1::BodyPiece { data })).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
 }

@@ -42,12 +42,6 @@ pub enum StoreError {
     },
 }
 
-impl From<rocksdb::Error> for StoreError {
-    fn from(e: rocksdb::Error) -> Self {
-        Self::Io(e.to_string())
-    }
-}
-
 impl From<std::io::Error> for StoreError {
     fn from(e: std::io::Error) -> Self {
         Self::Io(e.to_string())

@@ -1,5 +1,6 @@
 //! The log of one group, and its state machine's storage.
 use crate::{
+    engine::{Batch, Range},
     error::StoreError,
     layout::{
         BODY, BODY_GC, LOG, META, Meta, SM, frame, index_key, key_index, meta_key, sm_key, unframe,
@@ -14,9 +15,8 @@ use crate::{
     transaction::{Applied, ApplyTxn, Reader},
 };
 use bytes::Bytes;
-use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 use sealane_types::GroupId;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 
 /// Log entries deleted in one batch.
 const PURGE_BATCH: u64 = 1000;
@@ -66,12 +66,8 @@ impl GroupStore {
         self.core.get(META, &meta_key(self.id(), field))
     }
 
-    pub(crate) fn put_meta(&self, batch: &mut WriteBatch, field: Meta, payload: &[u8]) {
-        batch.put_cf(
-            self.core.cf(META),
-            meta_key(self.id(), field),
-            frame(&[payload]),
-        );
+    pub(crate) fn put_meta(&self, batch: &mut dyn Batch, field: Meta, payload: &[u8]) {
+        batch.put(META, &meta_key(self.id(), field), &frame(&[payload]));
     }
 
     // ---- log
@@ -79,20 +75,18 @@ impl GroupStore {
     /// Both ends of the log.
     pub fn log_state(&self) -> Result<LogState, StoreError> {
         let purged = self.purged()?;
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(index_key(self.id(), 0).to_vec());
-        let end = index_key(self.id(), u64::MAX);
-        let mut rows = self.core.db.iterator_cf_opt(
-            self.core.cf(LOG),
-            options,
-            IteratorMode::From(&end, Direction::Reverse),
-        );
-        let last = match rows.next().transpose()? {
-            Some((key, value)) if key_index(self.id(), &key).is_some() => {
-                let (entry, _) = decode_entry(unframe(LOG, &key, value.into())?)?;
+        let last = self.core.engine.last(Range {
+            family: LOG,
+            from: &index_key(self.id(), 0),
+            to: &index_key(self.id(), u64::MAX),
+            cache: true,
+        })?;
+        let last = match last {
+            Some((key, value)) => {
+                let (entry, _) = decode_entry(unframe(LOG, &key, value)?)?;
                 (purged < Some(entry.position)).then_some(entry.position)
             }
-            _ => None,
+            None => None,
         };
         Ok(LogState { purged, last })
     }
@@ -108,8 +102,7 @@ impl GroupStore {
             .map_or(Wrote::Nothing, |e| Wrote::Log(e.position));
         // Grown step by step, a batch with bodies would be copied again and again.
         let octets: usize = entries.iter().map(cost).sum();
-        self.core.write(|| {
-            let mut batch = WriteBatch::with_capacity_bytes(octets);
+        self.core.write(octets, |batch| {
             for e in &entries {
                 let key = index_key(self.id(), e.position.index);
                 let prefix = encode_entry_prefix(e);
@@ -118,14 +111,14 @@ impl GroupStore {
                     StoredPayload::Membership(b) => b,
                     StoredPayload::Command { header, body } => {
                         if !body.is_empty() {
-                            batch.put_cf(self.core.cf(BODY), key, frame(&[body]));
+                            batch.put(BODY, &key, &frame(&[body]));
                         }
                         header
                     }
                 };
-                batch.put_cf(self.core.cf(LOG), key, frame(&[&prefix, header]));
+                batch.put(LOG, &key, &frame(&[&prefix, header]));
             }
-            Ok(batch)
+            Ok(())
         })?;
         {
             let mut sizes = self.shared.sizes.lock().expect("no panic while held");
@@ -144,10 +137,9 @@ impl GroupStore {
 
     /// Writes the vote through the same sync; `done` runs when it is durable.
     pub fn save_vote(&self, vote: VoteRecord, done: Flushed) -> Result<(), StoreError> {
-        self.core.write(|| {
-            let mut batch = WriteBatch::default();
-            self.put_meta(&mut batch, Meta::Vote, &encode_vote(vote));
-            Ok(batch)
+        self.core.write(0, |batch| {
+            self.put_meta(batch, Meta::Vote, &encode_vote(vote));
+            Ok(())
         })?;
         self.core.syncer.submit(self.id(), Wrote::Vote(vote), done);
         Ok(())
@@ -162,13 +154,12 @@ impl GroupStore {
 
     /// Remembers the committed position, unsynced: a hint after a restart.
     pub fn save_committed(&self, committed: Option<LogPosition>) -> Result<(), StoreError> {
-        self.core.write(|| {
-            let mut batch = WriteBatch::default();
+        self.core.write(0, |batch| {
             match committed {
-                Some(p) => self.put_meta(&mut batch, Meta::Committed, &encode_position(p)),
-                None => batch.delete_cf(self.core.cf(META), meta_key(self.id(), Meta::Committed)),
+                Some(p) => self.put_meta(batch, Meta::Committed, &encode_position(p)),
+                None => batch.delete(META, &meta_key(self.id(), Meta::Committed)),
             }
-            Ok(batch)
+            Ok(())
         })
     }
 
@@ -191,28 +182,25 @@ impl GroupStore {
         if let Some(recent) = self.recent().read(start, end, max_bytes) {
             return Ok(recent);
         }
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(index_key(self.id(), end).to_vec());
-        let from = index_key(self.id(), start);
-        let rows = self.core.db.iterator_cf_opt(
-            self.core.cf(LOG),
-            options,
-            IteratorMode::From(&from, Direction::Forward),
-        );
+        let range = Range {
+            family: LOG,
+            from: &index_key(self.id(), start),
+            to: &index_key(self.id(), end),
+            cache: true,
+        };
         let mut size = 0usize;
-        for row in rows {
-            let (key, value) = row?;
-            let Some(index) = key_index(self.id(), &key) else {
-                break;
+        self.core.engine.scan(range, &mut |key, value| {
+            let Some(index) = key_index(self.id(), key) else {
+                return Ok(false);
             };
-            let (mut entry, body_len) = decode_entry(unframe(LOG, &key, value.to_vec())?)?;
+            let (mut entry, body_len) = decode_entry(unframe(LOG, key, value.to_vec())?)?;
             let expected = out
                 .last()
                 .map_or(start, |e: &StoredEntry| e.position.index + 1);
             if index != expected || entry.position.index != index {
                 return Err(StoreError::Corrupt {
                     family: LOG,
-                    key: crate::layout::hex(&key),
+                    key: crate::layout::hex(key),
                     reason: format!("a hole: expected index {expected}"),
                 });
             }
@@ -220,7 +208,7 @@ impl GroupStore {
                 .saturating_add(value.len())
                 .saturating_add(usize::try_from(body_len).unwrap_or(usize::MAX));
             if size > max_bytes && !out.is_empty() {
-                break;
+                return Ok(false);
             }
             if body_len > 0
                 && let StoredPayload::Command { body, .. } = &mut entry.payload
@@ -230,25 +218,19 @@ impl GroupStore {
                     .filter(|b| b.len() as u64 == u64::from(body_len));
                 *body = stored.ok_or_else(|| StoreError::Corrupt {
                     family: BODY,
-                    key: crate::layout::hex(&key),
+                    key: crate::layout::hex(key),
                     reason: "the body of an unpurged entry is missing".into(),
                 })?;
             }
             out.push(entry);
-        }
+            Ok(true)
+        })?;
         Ok(out)
     }
 
     /// Waits for what is queued: it still raises the high-water mark.
     fn drain(&self) -> Result<(), StoreError> {
-        let (tx, rx) = mpsc::channel();
-        self.core.syncer.submit(
-            self.id(),
-            Wrote::Nothing,
-            Box::new(move |r| drop(tx.send(r))),
-        );
-        rx.recv()
-            .map_err(|_| StoreError::Poisoned("syncer stopped".into()))?
+        self.core.syncer.drain(self.id())
     }
 
     /// Empties a replica that is no member of the group any more: log, bodies and state go, in one
@@ -263,23 +245,24 @@ impl GroupStore {
             .lower(self.id(), None)?;
         self.recent().truncate_after(None);
         *self.shared.sizes.lock().expect("no panic while held") = LogSizes::default();
-        let mut batch = WriteBatch::default();
-        let (start, end) = (index_key(self.id(), 0), index_key(self.id(), u64::MAX));
-        for family in [LOG, BODY, BODY_GC] {
-            batch.delete_range_cf(self.core.cf(family), start, end);
-        }
-        let (start, end) = (sm_key(self.id(), 0, b""), sm_key(self.id(), u8::MAX, b""));
-        batch.delete_range_cf(self.core.cf(SM), start, end);
-        for field in [
-            Meta::Purged,
-            Meta::Committed,
-            Meta::Applied,
-            Meta::Installing,
-        ] {
-            batch.delete_cf(self.core.cf(META), meta_key(self.id(), field));
-        }
         self.shared.forget_clock();
-        self.core.write_once(batch)?;
+        self.core.write_once(|batch| {
+            let (start, end) = (index_key(self.id(), 0), index_key(self.id(), u64::MAX));
+            for family in [LOG, BODY, BODY_GC] {
+                batch.delete_range(family, &start, &end);
+            }
+            let (start, end) = (sm_key(self.id(), 0, b""), sm_key(self.id(), u8::MAX, b""));
+            batch.delete_range(SM, &start, &end);
+            for field in [
+                Meta::Purged,
+                Meta::Committed,
+                Meta::Applied,
+                Meta::Installing,
+            ] {
+                batch.delete(META, &meta_key(self.id(), field));
+            }
+            Ok(())
+        })?;
         self.core.sync()
     }
 
@@ -302,12 +285,11 @@ impl GroupStore {
         let start = index_key(self.id(), index.map_or(0, |i| i + 1));
         let end = index_key(self.id(), u64::MAX);
         self.recent().truncate_after(index);
-        self.core.write(|| {
-            let mut batch = WriteBatch::default();
+        self.core.write(0, |batch| {
             for family in [LOG, BODY, BODY_GC] {
-                batch.delete_range_cf(self.core.cf(family), start, end);
+                batch.delete_range(family, &start, &end);
             }
-            Ok(batch)
+            Ok(())
         })
     }
 
@@ -326,22 +308,20 @@ impl GroupStore {
             } else {
                 self.position_at(last)?
             };
-            self.core.write(|| {
-                let mut batch = WriteBatch::default();
+            self.core.write(0, |batch| {
                 // A batch that ends in a hole (after a snapshot) is marked by the next one.
                 if let Some(p) = position {
-                    self.put_meta(&mut batch, Meta::Purged, &encode_position(p));
+                    self.put_meta(batch, Meta::Purged, &encode_position(p));
                 }
                 for index in next..=last {
                     let key = index_key(self.id(), index);
-                    batch.delete_cf(self.core.cf(LOG), key);
-                    let released = self.core.db.get_pinned_cf(self.core.cf(BODY_GC), key)?;
-                    if released.is_some() {
-                        batch.delete_cf(self.core.cf(BODY), key);
-                        batch.delete_cf(self.core.cf(BODY_GC), key);
+                    batch.delete(LOG, &key);
+                    if self.core.engine.has(BODY_GC, &key)? {
+                        batch.delete(BODY, &key);
+                        batch.delete(BODY_GC, &key);
                     }
                 }
-                Ok(batch)
+                Ok(())
             })?;
             self.recent().purge(last);
             next = last + 1;

@@ -5,6 +5,7 @@
 //! each with sequence number and CRC, so that a torn write leaves the other.
 use crate::{
     error::StoreError,
+    files::{Files, How, VolumeFile},
     layout::Fields,
     log::{LogPosition, VoteRecord, encode_position, encode_vote, read_position, read_vote},
     syncer::Wrote,
@@ -13,12 +14,10 @@ use bytes::Bytes;
 use sealane_types::GroupId;
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
-    path::Path,
     time::{Duration, Instant},
 };
 
+const NAME: &str = "high-water";
 const SLOT: u64 = 32 << 10;
 const MAGIC: &[u8; 4] = b"SLHW";
 /// How often the file is written at most.
@@ -32,30 +31,27 @@ pub(crate) struct Mark {
 
 #[derive(Debug)]
 pub(crate) struct HighWater {
-    file: File,
+    file: Box<dyn VolumeFile>,
     sequence: u64,
     pub(crate) marks: BTreeMap<GroupId, Mark>,
     written: Instant,
+    clock: fn() -> Instant,
 }
 
 impl HighWater {
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+    pub(crate) fn open(files: &dyn Files, clock: fn() -> Instant) -> Result<Self, StoreError> {
+        let file = files.open(NAME, How::Keep)?;
         let newest = [0, SLOT]
             .into_iter()
-            .filter_map(|at| read_slot(&file, at))
+            .filter_map(|at| read_slot(file.as_ref(), at))
             .max_by_key(|(seq, _)| *seq);
         let (sequence, marks) = newest.unwrap_or_default();
         Ok(Self {
             file,
             sequence,
             marks,
-            written: Instant::now(),
+            written: clock(),
+            clock,
         })
     }
 
@@ -69,7 +65,7 @@ impl HighWater {
                 Wrote::Nothing => {}
             }
         }
-        if self.written.elapsed() >= EVERY
+        if (self.clock)().duration_since(self.written) >= EVERY
             && let Err(e) = self.write(false)
         {
             tracing::warn!(error = %e, "high-water mark not written");
@@ -114,11 +110,11 @@ impl HighWater {
         );
         slot.extend_from_slice(&payload);
         slot.extend_from_slice(&crc32c::crc32c(&slot).to_be_bytes());
-        self.file.write_all_at(&slot, (self.sequence % 2) * SLOT)?;
+        self.file.write_at(&slot, (self.sequence % 2) * SLOT)?;
         if sync {
-            self.file.sync_data()?;
+            self.file.sync()?;
         }
-        self.written = Instant::now();
+        self.written = (self.clock)();
         Ok(())
     }
 
@@ -148,16 +144,25 @@ impl HighWater {
     }
 }
 
-fn read_slot(file: &File, at: u64) -> Option<(u64, BTreeMap<GroupId, Mark>)> {
+fn read_exact(file: &dyn VolumeFile, mut buf: &mut [u8], mut at: u64) -> Option<()> {
+    while !buf.is_empty() {
+        let n = file.read_at(buf, at).ok().filter(|n| *n > 0)?;
+        buf = buf.get_mut(n..)?;
+        at += n as u64;
+    }
+    Some(())
+}
+
+fn read_slot(file: &dyn VolumeFile, at: u64) -> Option<(u64, BTreeMap<GroupId, Mark>)> {
     let mut head = [0; 16];
-    file.read_exact_at(&mut head, at).ok()?;
+    read_exact(file, &mut head, at)?;
     let (magic, rest) = head.split_at(4);
     (magic == MAGIC).then_some(())?;
     let sequence = u64::from_be_bytes(rest[..8].try_into().ok()?);
     let len = u32::from_be_bytes(rest[8..].try_into().ok()?);
     (u64::from(len) < SLOT - 20).then_some(())?;
     let mut body = vec![0; usize::try_from(len).ok()? + 4];
-    file.read_exact_at(&mut body, at + 16).ok()?;
+    read_exact(file, &mut body, at + 16)?;
     let crc = body.split_off(body.len() - 4);
     let computed = crc32c::crc32c_append(crc32c::crc32c(&head), &body);
     (crc == computed.to_be_bytes()).then_some(())?;

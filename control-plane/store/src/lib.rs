@@ -14,15 +14,20 @@
 //! - Damage in the middle of the WAL is an error, only a torn tail is tolerated (P14).
 //! - The high-water mark file tells a volume that forgot what it had promised.
 //!
-//! It is the only user of RocksDB and knows nothing of Raft's algorithm.
+//! It is the only user of RocksDB and knows nothing of Raft's algorithm. What it needs of RocksDB and of
+//! the file system are two small seams ([`engine`], [`files`]), so that a simulation can lose power.
 #![forbid(unsafe_code)]
 
+pub mod engine;
 mod error;
+pub mod files;
 mod group;
 mod hwm;
+pub mod inspect;
 mod layout;
 mod log;
 mod recent;
+mod rocks;
 mod snapshot;
 mod store;
 mod syncer;
@@ -36,5 +41,5 @@ pub use group::GroupStore;
 pub use log::{LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord};
 pub use snapshot::{Export, SnapshotRecord, SnapshotStage, StagedSnapshot};
 pub use store::{NodeIdentity, OnStall, Options, Store};
-pub use syncer::Flushed;
+pub use syncer::{Drive, Flushed, Next, Pump};
 pub use transaction::{Applied, ApplyTxn, Reader};

@@ -5,7 +5,9 @@
 //! staged to a file, checked, synced; then installed under a marker, so that a crash at any step
 //! redoes the install from the file.
 use crate::{
+    engine::Range,
     error::StoreError,
+    files::{Cursor, Files, How},
     group::GroupStore,
     layout::{
         BODY, BODY_GC, META, Meta, SM, frame, index_key, meta_key, put_bytes, sm_key, unframe,
@@ -13,13 +15,13 @@ use crate::{
     transaction::Applied,
 };
 use bytes::Bytes;
-use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 use sha2::{Digest, Sha256};
 use std::{
-    fs::File,
     io::{BufReader, BufWriter, Read, Write},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Octets per exported batch, beyond its first record.
@@ -75,13 +77,10 @@ impl GroupStore {
         &self,
         mut sink: impl FnMut(Export) -> Result<(), E>,
     ) -> Result<(), E> {
-        let db = &self.core.db;
-        let pinned = db.snapshot();
-        let store = |e: rocksdb::Error| StoreError::from(e);
+        let pinned = self.core.engine.pin();
         let key = meta_key(self.id(), Meta::Applied);
         let applied = pinned
-            .get_cf(self.core.cf(META), key)
-            .map_err(store)?
+            .get(META, &key)?
             .map(|v| unframe(META, &key, v).and_then(Applied::decode))
             .transpose()?
             .unwrap_or_default();
@@ -105,47 +104,44 @@ impl GroupStore {
             }
             Ok(())
         };
-        let bound = |family: &'static str, lower: Vec<u8>, upper: Vec<u8>| {
-            let mut o = ReadOptions::default();
-            o.set_iterate_upper_bound(upper);
-            o.fill_cache(false);
-            pinned.iterator_cf_opt(
-                self.core.cf(family),
-                o,
-                IteratorMode::From(&lower, Direction::Forward),
-            )
-        };
         let group = self.id();
-        for row in bound(SM, sm_key(group, 0, b""), sm_key(group, u8::MAX, b"")) {
-            let (key, value) = row.map_err(store)?;
-            let value = unframe(SM, &key, value.into_vec())?;
-            let table = key.get(4).copied().unwrap_or_default();
-            push(Some(SnapshotRecord {
-                table,
-                key: Bytes::from(key.into_vec()).slice(5..),
-                value,
-            }))?;
-        }
-        for row in bound(
-            BODY,
-            index_key(group, 0).to_vec(),
-            index_key(group, last.saturating_add(1)).to_vec(),
-        ) {
-            let (key, value) = row.map_err(store)?;
-            if pinned
-                .get_cf(self.core.cf(BODY_GC), &key)
-                .map_err(store)?
-                .is_some()
-            {
-                continue;
+        let (sm, bodies) = (
+            (sm_key(group, 0, b""), sm_key(group, u8::MAX, b"")),
+            (
+                index_key(group, 0),
+                index_key(group, last.saturating_add(1)),
+            ),
+        );
+        let range = |family, from, to| Range {
+            family,
+            from,
+            to,
+            cache: false,
+        };
+        // A refusal of the sink ends the scan, and is what is returned.
+        let mut refused = Ok(());
+        pinned.scan(range(SM, &sm.0, &sm.1), &mut |key, value| {
+            refused = push(Some(SnapshotRecord {
+                table: key.get(4).copied().unwrap_or_default(),
+                key: Bytes::copy_from_slice(key).slice(5..),
+                value: unframe(SM, key, value.to_vec())?,
+            }));
+            Ok(refused.is_ok())
+        })?;
+        refused?;
+        let mut refused = Ok(());
+        pinned.scan(range(BODY, &bodies.0, &bodies.1), &mut |key, value| {
+            if pinned.has(BODY_GC, key)? {
+                return Ok(true);
             }
-            let value = unframe(BODY, &key, value.into_vec())?;
-            push(Some(SnapshotRecord {
+            refused = push(Some(SnapshotRecord {
                 table: BODY_TABLE,
-                key: Bytes::from(key.into_vec()).slice(4..),
-                value,
-            }))?;
-        }
+                key: Bytes::copy_from_slice(key).slice(4..),
+                value: unframe(BODY, key, value.to_vec())?,
+            }));
+            Ok(refused.is_ok())
+        })?;
+        refused?;
         push(None)?;
         sink(Export::End(count, digest.finalize().into()))
     }
@@ -154,13 +150,12 @@ impl GroupStore {
     pub fn stage_snapshot(&self) -> Result<SnapshotStage, StoreError> {
         // Two leaders may send at once, and a leader again before its broken stream is noticed: a file each.
         let number = STAGED.fetch_add(1, Ordering::Relaxed);
-        let path = self
-            .core
-            .dir
-            .join(format!("{PREFIX}{}-{number}.part", self.id()));
-        let file = BufWriter::new(File::create_new(&path)?);
+        let name = format!("{PREFIX}{}-{number}.part", self.id());
+        let files = self.core.files.clone();
+        let file = BufWriter::new(Cursor::new(files.open(&name, How::New)?));
         Ok(SnapshotStage {
-            path,
+            name,
+            files,
             file,
             count: 0,
             digest: Sha256::new(),
@@ -170,7 +165,7 @@ impl GroupStore {
     /// Replaces the group's state by a staged snapshot. Synced when it returns.
     pub fn install(&self, staged: StagedSnapshot, applied: Applied) -> Result<(), StoreError> {
         self.mark_installing(&staged, &applied)?;
-        self.load(&staged.path, &applied)
+        self.load(&staged.name, &applied)
     }
 
     /// From here on the install is redone from the file after a crash.
@@ -179,69 +174,61 @@ impl GroupStore {
         staged: &StagedSnapshot,
         applied: &Applied,
     ) -> Result<(), StoreError> {
-        let name = staged
-            .path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
         let mut payload = Vec::new();
         put_bytes(&mut payload, &applied.encode());
-        payload.extend_from_slice(name.as_bytes());
-        let mut batch = WriteBatch::default();
-        self.put_meta(&mut batch, Meta::Installing, &payload);
-        self.core.write_once(batch)?;
+        payload.extend_from_slice(staged.name.as_bytes());
+        self.core.write_once(|batch| {
+            self.put_meta(batch, Meta::Installing, &payload);
+            Ok(())
+        })?;
         self.core.sync()
     }
 
     /// Idempotent: wipes, loads, and only then removes marker and file.
-    fn load(&self, path: &Path, applied: &Applied) -> Result<(), StoreError> {
+    fn load(&self, name: &str, applied: &Applied) -> Result<(), StoreError> {
         let group = self.id();
         let _guard = self.shared.bodies.lock().expect("no panic while held");
         self.shared.forget_clock();
         let last = applied.last.map_or(0, |p| p.index);
-        let mut wipe = WriteBatch::default();
-        wipe.delete_range_cf(
-            self.core.cf(SM),
-            sm_key(group, 0, b""),
-            sm_key(group, u8::MAX, b""),
-        );
-        // Bodies of log entries behind the snapshot stay.
-        let end = index_key(group, last.saturating_add(1));
-        wipe.delete_range_cf(self.core.cf(BODY), index_key(group, 0), end);
-        wipe.delete_range_cf(self.core.cf(BODY_GC), index_key(group, 0), end);
-        self.core.write_once(wipe)?;
-        let mut file = BufReader::new(File::open(path)?);
+        self.core.write_once(|wipe| {
+            let (start, end) = (sm_key(group, 0, b""), sm_key(group, u8::MAX, b""));
+            wipe.delete_range(SM, &start, &end);
+            // Bodies of log entries behind the snapshot stay.
+            let (start, end) = (
+                index_key(group, 0),
+                index_key(group, last.saturating_add(1)),
+            );
+            wipe.delete_range(BODY, &start, &end);
+            wipe.delete_range(BODY_GC, &start, &end);
+            Ok(())
+        })?;
+        let mut file = BufReader::new(Cursor::new(self.core.files.open(name, How::Read)?));
         while let Some(records) = read_batch(&mut file)? {
-            let mut batch = WriteBatch::default();
-            for r in records {
-                if r.table == BODY_TABLE {
-                    let index = r
-                        .key
-                        .as_ref()
-                        .try_into()
-                        .map(u64::from_be_bytes)
-                        .map_err(|_| damaged("body key"))?;
-                    batch.put_cf(
-                        self.core.cf(BODY),
-                        index_key(group, index),
-                        frame(&[&r.value]),
-                    );
-                } else {
-                    batch.put_cf(
-                        self.core.cf(SM),
-                        sm_key(group, r.table, &r.key),
-                        frame(&[&r.value]),
-                    );
+            self.core.write_once(|batch| {
+                for r in records {
+                    if r.table == BODY_TABLE {
+                        let index = r
+                            .key
+                            .as_ref()
+                            .try_into()
+                            .map(u64::from_be_bytes)
+                            .map_err(|_| damaged("body key"))?;
+                        batch.put(BODY, &index_key(group, index), &frame(&[&r.value]));
+                    } else {
+                        let key = sm_key(group, r.table, &r.key);
+                        batch.put(SM, &key, &frame(&[&r.value]));
+                    }
                 }
-            }
-            self.core.write_once(batch)?;
+                Ok(())
+            })?;
         }
-        let mut done = WriteBatch::default();
-        self.put_meta(&mut done, Meta::Applied, &applied.encode());
-        done.delete_cf(self.core.cf(META), meta_key(group, Meta::Installing));
-        self.core.write_once(done)?;
+        self.core.write_once(|done| {
+            self.put_meta(done, Meta::Applied, &applied.encode());
+            done.delete(META, &meta_key(group, Meta::Installing));
+            Ok(())
+        })?;
         self.core.sync()?;
-        std::fs::remove_file(path)?;
+        self.core.files.remove(name)?;
         Ok(())
     }
 }
@@ -284,8 +271,9 @@ fn read_batch(file: &mut impl Read) -> Result<Option<Vec<SnapshotRecord>>, Store
 /// A snapshot being received.
 #[derive(Debug)]
 pub struct SnapshotStage {
-    path: PathBuf,
-    file: BufWriter<File>,
+    name: String,
+    files: Arc<dyn Files>,
+    file: BufWriter<Cursor>,
     count: u64,
     digest: Sha256,
 }
@@ -313,25 +301,23 @@ impl SnapshotStage {
     pub fn finish(self, records: u64, sha256: &[u8]) -> Result<StagedSnapshot, StoreError> {
         let found: [u8; 32] = self.digest.finalize().into();
         if records != self.count || sha256 != found {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = self.files.remove(&self.name);
             return Err(damaged("count or digest does not match"));
         }
         let file = self
             .file
             .into_inner()
             .map_err(|e| StoreError::Io(e.to_string()))?;
-        file.sync_all()?;
-        if let Some(dir) = self.path.parent() {
-            File::open(dir)?.sync_all()?;
-        }
-        Ok(StagedSnapshot { path: self.path })
+        file.file.sync()?;
+        self.files.sync_names()?;
+        Ok(StagedSnapshot { name: self.name })
     }
 }
 
 /// A complete, durable, verified snapshot that is not installed yet.
 #[derive(Debug)]
 pub struct StagedSnapshot {
-    path: PathBuf,
+    name: String,
 }
 
 /// Finishes an install that a crash interrupted.
@@ -343,18 +329,14 @@ pub(crate) fn recover(group: &GroupStore) -> Result<(), StoreError> {
     let applied = Applied::decode(f.bytes()?)?;
     let name = String::from_utf8_lossy(&f.rest()).into_owned();
     tracing::info!(group = %group.id(), file = %name, "finishing an interrupted snapshot install");
-    let path = group.core.dir.join(name);
     // Everything was loaded and only the file's removal was lost? Then the marker would be gone: the file must exist.
-    group.load(&path, &applied)
+    group.load(&name, &applied)
 }
 
 /// Removes staged files that no marker names.
-pub(crate) fn remove_orphans(dir: &Path) -> Result<(), StoreError> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            std::fs::remove_file(entry.path())?;
-        }
+pub(crate) fn remove_orphans(files: &dyn Files) -> Result<(), StoreError> {
+    for name in files.names()?.iter().filter(|n| n.starts_with(PREFIX)) {
+        files.remove(name)?;
     }
     Ok(())
 }

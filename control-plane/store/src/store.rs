@@ -1,26 +1,26 @@
 //! Opening a volume; what belongs to the node rather than to a group.
 use crate::{
+    engine::{Batch, Engine, Patience, Written},
     error::StoreError,
+    files::{Files, Folder, How},
     group::{GroupShared, GroupStore},
     hwm::HighWater,
-    layout::{
-        self, BODY, FAMILIES, Fields, LOG, META, Meta, SM, VERSION, frame, meta_key, put_bytes,
-        unframe,
-    },
+    layout::{self, Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
+    rocks::Rocks,
     snapshot,
-    syncer::{OnFatal, Syncer},
-};
-use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, LruCacheOptions, WriteOptions,
+    syncer::{Drive, OnFatal, Pump, Syncer},
 };
 use sealane_types::GroupId;
 use std::{
     collections::BTreeMap,
-    io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
+    time::Instant,
 };
+
+/// The database's folder.
+const DB_NAME: &str = "db";
+const FORMAT: &str = "FORMAT";
 
 /// Who this volume belongs to. Written once, synced, never changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,10 @@ pub struct Options {
     /// Runs a write that has to wait because the database is stalled; the default just runs it. An
     /// async caller moves its other work away first.
     pub on_stall: OnStall,
+    /// Who drives the syncer.
+    pub drive: Drive,
+    /// Monotonic.
+    pub clock: fn() -> Instant,
 }
 
 /// Runs the closure, which may block for long.
@@ -70,6 +74,8 @@ impl Default for Options {
             write_buffers: 256 << 20,
             on_fatal: Arc::new(|_| std::process::abort()),
             on_stall: Arc::new(|write| write()),
+            drive: Drive::Thread,
+            clock: Instant::now,
         }
     }
 }
@@ -82,169 +88,122 @@ pub struct Store {
 
 /// Shared by the store and its groups.
 pub(crate) struct Core {
-    pub(crate) db: Arc<DB>,
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) syncer: Syncer,
     pub(crate) hwm: Arc<Mutex<HighWater>>,
-    pub(crate) dir: PathBuf,
+    pub(crate) files: Arc<dyn Files>,
     on_stall: OnStall,
     groups: Mutex<BTreeMap<GroupId, Arc<GroupShared>>>,
 }
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("dir", &self.dir).finish()
+        f.debug_struct("Core").field("files", &self.files).finish()
     }
 }
 
 impl Core {
-    pub(crate) fn cf(&self, name: &str) -> &rocksdb::ColumnFamily {
-        self.db.cf_handle(name).expect("every family is opened")
-    }
-
     pub(crate) fn get(
         &self,
         family: &'static str,
         key: &[u8],
     ) -> Result<Option<bytes::Bytes>, StoreError> {
-        self.db
-            .get_cf(self.cf(family), key)?
+        self.engine
+            .get(family, key)?
             .map(|v| unframe(family, key, v))
             .transpose()
     }
 
-    /// Writes a batch to WAL buffer and memtable, unsynced. A failure is final.
+    /// Writes a batch of about so many octets to WAL buffer and memtable, unsynced. A failure is final.
     ///
     /// Usually this takes microseconds and happens on the caller's thread. While the database is
     /// stalled (flushes do not keep up) nothing was written at first: the batch is made again, and
     /// the write waits where [`Options::on_stall`] lets it.
     pub(crate) fn write(
         &self,
-        batch: impl Fn() -> Result<rocksdb::WriteBatch, StoreError>,
+        octets: usize,
+        fill: impl Fn(&mut dyn Batch) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         self.syncer.check()?;
-        let mut options = WriteOptions::default();
-        options.set_no_slowdown(true);
-        let written = match self.db.write_opt(batch()?, &options) {
-            Err(e) if e.kind() == rocksdb::ErrorKind::Incomplete => {
-                let again = batch()?;
-                let mut again = Some(again);
-                let mut written = Ok(());
+        let filled = || {
+            let mut batch = self.engine.batch(octets);
+            fill(batch.as_mut())?;
+            Ok::<_, StoreError>(batch)
+        };
+        let written = match filled()?.write(Patience::None) {
+            Ok(Written::Stalled) => {
+                let mut again = Some(filled()?);
+                let mut written = Ok(Written::Done);
                 (self.on_stall)(&mut || {
                     if let Some(batch) = again.take() {
-                        written = self.db.write_opt(batch, &WriteOptions::default());
+                        written = batch.write(Patience::Wait);
                     }
                 });
                 written
             }
             other => other,
         };
-        written.map_err(|e| {
-            let e = StoreError::from(e);
-            self.syncer.poison(&e);
-            e
-        })
+        self.or_poison(written.map(drop))
     }
 
     /// The same for a caller that may block.
-    pub(crate) fn write_once(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
+    pub(crate) fn write_once(
+        &self,
+        fill: impl FnOnce(&mut dyn Batch) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         self.syncer.check()?;
-        self.db
-            .write_opt(batch, &WriteOptions::default())
-            .map_err(|e| {
-                let e = StoreError::from(e);
-                self.syncer.poison(&e);
-                e
-            })
+        let mut batch = self.engine.batch(0);
+        fill(batch.as_mut())?;
+        self.or_poison(batch.write(Patience::Wait).map(drop))
     }
 
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.syncer.check()?;
-        self.db.flush_wal(true).map_err(|e| {
-            let e = StoreError::from(e);
-            self.syncer.poison(&e);
-            e
-        })
+        self.or_poison(self.engine.flush())
     }
-}
 
-fn db_options(o: &Options) -> rocksdb::Options {
-    let mut db = rocksdb::Options::default();
-    db.create_if_missing(true);
-    db.create_missing_column_families(true);
-    db.set_manual_wal_flush(true);
-    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    db.set_recycle_log_file_num(0);
-    db.set_paranoid_checks(true);
-    db.set_track_and_verify_wals_in_manifest(true);
-    db.set_db_write_buffer_size(o.write_buffers);
-    db.set_max_total_wal_size(512 << 20);
-    db.set_max_background_jobs(2);
-    db.set_bytes_per_sync(1 << 20);
-    db.set_keep_log_file_num(4);
-    db.set_max_log_file_size(4 << 20);
-    db
-}
-
-fn family(name: &str, o: &Options, cache: &Cache) -> ColumnFamilyDescriptor {
-    let mut cf = rocksdb::Options::default();
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_bloom_filter(10.0, false);
-    table.set_cache_index_and_filter_blocks(true);
-    // In pieces: whole, the index and the filter of a large file are read again and again, for no part
-    // of the cache is large enough to keep them (seen with 350,000 waiting messages).
-    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-    table.set_partition_filters(true);
-    table.set_metadata_block_size(4 << 10);
-    table.set_pin_top_level_index_and_filter(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    table.set_format_version(5);
-    cf.set_block_based_table_factory(&table);
-    cf.set_compression_type(DBCompressionType::Lz4);
-    cf.set_level_compaction_dynamic_level_bytes(true);
-    // Most lookups are for what does not exist: an id that is new, a body that nobody released.
-    cf.set_memtable_prefix_bloom_ratio(0.02);
-    cf.set_memtable_whole_key_filtering(true);
-    match name {
-        BODY => {
-            // Values live in blob files: compaction moves references, not mail.
-            cf.set_enable_blob_files(true);
-            cf.set_min_blob_size(4 << 10);
-            cf.set_enable_blob_gc(true);
-            cf.set_blob_gc_age_cutoff(0.5);
-            cf.set_blob_file_size(64 << 20);
-            cf.set_write_buffer_size((o.write_buffers / 4).max(8 << 20));
+    fn or_poison(&self, result: Result<(), StoreError>) -> Result<(), StoreError> {
+        if let Err(e) = &result {
+            self.syncer.poison(e);
         }
-        LOG | SM => cf.set_write_buffer_size((o.write_buffers / 8).max(4 << 20)),
-        _ => cf.set_write_buffer_size(4 << 20),
+        result
     }
-    ColumnFamilyDescriptor::new(name, cf)
 }
 
 impl Store {
     /// Opens or creates the volume at `dir`; finishes what a crash interrupted; refuses a volume that forgot.
     pub fn open(dir: &Path, options: Options) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
-        check_format(dir)?;
-        let mut lru = LruCacheOptions::default();
-        lru.set_capacity(options.cache);
-        // Few large parts: the callers are few.
-        lru.set_num_shard_bits(2);
-        let cache = Cache::new_lru_cache_opts(&lru);
-        let families = FAMILIES.iter().map(|f| family(f, &options, &cache));
-        let db = Arc::new(DB::open_cf_descriptors(
-            &db_options(&options),
-            dir.join("db"),
-            families,
-        )?);
-        let hwm = Arc::new(Mutex::new(HighWater::open(&dir.join("high-water"))?));
-        let syncer = Syncer::start(db.clone(), hwm.clone(), options.on_fatal.clone())?;
+        let files = Arc::new(Folder(dir.to_owned()));
+        check_format(files.as_ref())?;
+        let engine = Rocks::open(&files.path().join(DB_NAME), &options)?;
+        Self::assemble(Arc::new(engine), files, options)
+    }
+
+    /// The same on another database and other files: see [`crate::engine`].
+    pub fn open_on(
+        engine: Arc<dyn Engine>,
+        files: Arc<dyn Files>,
+        options: Options,
+    ) -> Result<Self, StoreError> {
+        check_format(files.as_ref())?;
+        Self::assemble(engine, files, options)
+    }
+
+    fn assemble(
+        engine: Arc<dyn Engine>,
+        files: Arc<dyn Files>,
+        options: Options,
+    ) -> Result<Self, StoreError> {
+        let hwm = HighWater::open(files.as_ref(), options.clock)?;
+        let hwm = Arc::new(Mutex::new(hwm));
+        let syncer = Syncer::start(engine.clone(), hwm.clone(), options.on_fatal, options.drive)?;
         let core = Arc::new(Core {
-            db,
+            engine,
             syncer,
             hwm,
-            dir: dir.to_owned(),
-            on_stall: options.on_stall.clone(),
+            files,
+            on_stall: options.on_stall,
             groups: Mutex::default(),
         });
         let store = Self { core };
@@ -284,7 +243,7 @@ impl Store {
                 state.last.or(state.purged),
             )?;
         }
-        snapshot::remove_orphans(&self.core.dir)
+        snapshot::remove_orphans(self.core.files.as_ref())
     }
 
     /// The volume's identity, once it has one.
@@ -341,11 +300,10 @@ impl Store {
     }
 
     fn put_meta(&self, field: Meta, payload: &[u8]) -> Result<(), StoreError> {
-        self.core.write(|| {
-            let mut batch = rocksdb::WriteBatch::default();
+        self.core.write(0, |batch| {
             let key = meta_key(GroupId::META, field);
-            batch.put_cf(self.core.cf(META), key, frame(&[payload]));
-            Ok(batch)
+            batch.put(META, &key, &frame(&[payload]));
+            Ok(())
         })?;
         self.core.sync()
     }
@@ -365,9 +323,12 @@ impl Store {
 
     /// Octets free on the volume.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let s = nix::sys::statvfs::statvfs(&self.core.dir)
-            .map_err(|e| StoreError::Io(e.to_string()))?;
-        Ok(s.blocks_available().saturating_mul(s.fragment_size()))
+        Ok(self.core.files.free_bytes()?)
+    }
+
+    /// Drives the syncer; `None` if it has a thread.
+    pub fn pump(&self) -> Option<Pump> {
+        self.core.syncer.pump()
     }
 
     /// Registers the Prometheus metrics of the store.
@@ -398,33 +359,36 @@ impl Drop for Store {
 }
 
 /// The volume says which format it has before anything of it is read.
-fn check_format(dir: &Path) -> Result<(), StoreError> {
-    let path = dir.join("FORMAT");
-    match std::fs::read(&path) {
-        Ok(b) => match b.first() {
-            Some(v) if *v == VERSION => Ok(()),
-            Some(v) => Err(StoreError::Format {
-                found: *v,
-                known: VERSION,
-            }),
-            None => Err(StoreError::Corrupt {
-                family: "FORMAT",
-                key: layout::hex(&b),
-                reason: "empty".into(),
-            }),
-        },
+fn check_format(files: &dyn Files) -> Result<(), StoreError> {
+    match files.open(FORMAT, How::Read) {
+        Ok(file) => {
+            let mut version = [0];
+            let n = file.read_at(&mut version, 0)?;
+            match version {
+                [VERSION] if n == 1 => Ok(()),
+                [v] if n == 1 => Err(StoreError::Format {
+                    found: v,
+                    known: VERSION,
+                }),
+                _ => Err(StoreError::Corrupt {
+                    family: "FORMAT",
+                    key: layout::hex(&[]),
+                    reason: "empty".into(),
+                }),
+            }
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            if dir.join("db").exists() {
+            if files.names()?.iter().any(|n| n == DB_NAME) {
                 return Err(StoreError::Format {
                     found: 0,
                     known: VERSION,
                 });
             }
             // Durable before the database exists: a volume without it would be refused.
-            let mut file = std::fs::File::create(&path)?;
-            file.write_all(&[VERSION])?;
-            file.sync_all()?;
-            std::fs::File::open(dir)?.sync_all()?;
+            let file = files.open(FORMAT, How::New)?;
+            file.write_at(&[VERSION], 0)?;
+            file.sync()?;
+            files.sync_names()?;
             Ok(())
         }
         Err(e) => Err(e.into()),

@@ -352,6 +352,45 @@ fn a_forgotten_replica_is_empty_keeps_its_vote_and_can_be_filled_again() {
     assert_eq!(g.read_entries(1, 3, usize::MAX).unwrap().len(), 2);
 }
 
+/// Where the owner of the store drives the syncer, the rules are those of the thread.
+#[test]
+fn without_a_thread_callbacks_wait_for_the_sync_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let woken = Arc::new(Mutex::new(0));
+    let wakes = woken.clone();
+    let options = Options {
+        on_fatal: Arc::new(|_| ()),
+        drive: Drive::Pump(Arc::new(move || *wakes.lock().unwrap() += 1)),
+        ..Options::default()
+    };
+    let s = Store::open(dir.path(), options).unwrap();
+    let mut pump = s.pump().unwrap();
+    let g = s.group(GroupId(1));
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let note = |n: u64| -> Flushed {
+        let done = done.clone();
+        Box::new(move |r| done.lock().unwrap().push((n, r.is_ok())))
+    };
+    assert_eq!(pump.turn(), Next::Idle);
+    g.append(vec![entry(1, b"x")], note(1)).unwrap();
+    g.append(vec![entry(2, b"y")], note(2)).unwrap();
+    assert_eq!(*woken.lock().unwrap(), 2);
+    assert_eq!(pump.turn(), Next::Sync);
+    // It comes too late for this sync.
+    g.append(vec![entry(3, b"z")], note(3)).unwrap();
+    assert!(done.lock().unwrap().is_empty());
+    pump.sync();
+    assert_eq!(*done.lock().unwrap(), [(1, true), (2, true)]);
+    assert!(matches!(pump.turn(), Next::Rest(_)), "a crowd was there");
+    assert_eq!(pump.turn(), Next::Sync);
+    // Whoever has to wait for the disk does not wait for the owner.
+    g.truncate_after(Some(2)).unwrap();
+    assert_eq!(done.lock().unwrap().last(), Some(&(3, true)));
+    pump.sync();
+    s.shutdown();
+    assert_eq!(pump.turn(), Next::Closed);
+}
+
 #[test]
 fn a_flipped_bit_in_a_record_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
@@ -359,14 +398,14 @@ fn a_flipped_bit_in_a_record_is_noticed() {
     let g = s.group(GroupId(1));
     append(&g, vec![entry(1, b"x")]);
     let key = crate::layout::index_key(GroupId(1), 1);
-    let mut value = s
-        .core
-        .db
-        .get_cf(s.core.cf("raft_log"), key)
-        .unwrap()
-        .unwrap();
+    let mut value = s.core.engine.get("raft_log", &key).unwrap().unwrap();
     value[9] ^= 1;
-    s.core.db.put_cf(s.core.cf("raft_log"), key, value).unwrap();
+    s.core
+        .write_once(|b| {
+            b.put("raft_log", &key, &value);
+            Ok(())
+        })
+        .unwrap();
     forget_recent(&g);
     assert!(matches!(
         g.read_entries(1, 2, 100),

@@ -1,12 +1,12 @@
-//! The state machine's tables on RocksDB.
+//! The state machine's tables in the store.
 use crate::{
+    engine::Range,
     error::StoreError,
     group::GroupStore,
     layout::{BODY, BODY_GC, Fields, META, Meta, SM, frame, index_key, put_bytes, sm_key, unframe},
     log::{LogPosition, encode_position, read_position},
 };
 use bytes::Bytes;
-use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 use sealane_state::{ReadTables, Table, TableError, WriteTables};
 use std::collections::BTreeMap;
 
@@ -79,19 +79,21 @@ impl Reader {
         } else {
             sm_key(self.group.id(), table as u8, end)
         };
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(upper);
-        let rows = core.db.iterator_cf_opt(
-            core.cf(SM),
-            options,
-            IteratorMode::From(&from, Direction::Forward),
-        );
+        let range = Range {
+            family: SM,
+            from: &from,
+            to: &upper,
+            cache: true,
+        };
         let mut out = Vec::new();
-        for row in rows.take(limit) {
-            let (key, value) = row?;
-            let value = unframe(SM, &key, value.into_vec())?;
-            out.push((Bytes::from(key.into_vec()).slice(5..), value));
+        if limit == 0 {
+            return Ok(out);
         }
+        core.engine.scan(range, &mut |key, value| {
+            let value = unframe(SM, key, value.to_vec())?;
+            out.push((Bytes::copy_from_slice(key).slice(5..), value));
+            Ok(out.len() < limit)
+        })?;
         Ok(out)
     }
 }
@@ -146,17 +148,16 @@ impl ApplyTxn {
         let group = &self.reader.group;
         let core = &group.core;
         let _guard = group.shared.bodies.lock().expect("no panic while held");
-        core.write(|| {
-            let mut batch = WriteBatch::default();
+        core.write(0, |batch| {
             for ((table, key), value) in &self.overlay {
                 let key = sm_key(group.id(), *table as u8, key);
                 match value {
-                    Some(v) => batch.put_cf(core.cf(SM), key, frame(&[v])),
-                    None => batch.delete_cf(core.cf(SM), key),
+                    Some(v) => batch.put(SM, &key, &frame(&[v])),
+                    None => batch.delete(SM, &key),
                 }
             }
             if let Some(applied) = &self.applied {
-                group.put_meta(&mut batch, Meta::Applied, &applied.encode());
+                group.put_meta(batch, Meta::Applied, &applied.encode());
             }
             let purged = match self.released.is_empty() {
                 true => None,
@@ -165,12 +166,12 @@ impl ApplyTxn {
             for index in &self.released {
                 let key = index_key(group.id(), *index);
                 if purged.is_some_and(|p| *index <= p.index) {
-                    batch.delete_cf(core.cf(BODY), key);
+                    batch.delete(BODY, &key);
                 } else {
-                    batch.put_cf(core.cf(BODY_GC), key, b"");
+                    batch.put(BODY_GC, &key, b"");
                 }
             }
-            Ok(batch)
+            Ok(())
         })?;
         if let Some(value) = self.overlay.get(&(Table::Clock, Vec::new())) {
             group

@@ -13,29 +13,20 @@ use crate::{
 };
 use lookup::Answers;
 use rand::Rng;
+use sealane_runtime::world;
 use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A fresh id on `shard`, of this moment.
 pub fn new_id(shard: ShardId) -> MessageId {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     let mut random = [0; 9];
     rand::rng().fill(&mut random);
-    MessageId::new(
-        shard,
-        u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-        random,
-    )
+    MessageId::new(shard, world::now_ms(), random)
 }
 
 /// Enqueues on whichever node leads a shard. Cheap to clone.
@@ -50,9 +41,9 @@ pub(crate) struct Desk {
     chosen: AtomicUsize,
 }
 
-/// How long a node is chosen before it is the next one's turn.
+/// Milliseconds for which a node is chosen before it is the next one's turn.
 /// Several times what a commit takes, or else all shards are at work at once all the same.
-const TURN: std::time::Duration = std::time::Duration::from_millis(300);
+const TURN_MS: u64 = 300;
 
 impl SubmitClient {
     /// Keeps a stream to every member until `stop`.
@@ -75,14 +66,13 @@ impl SubmitClient {
     /// A shard that has a leader. The nodes take turns by the clock, so that all relays are at the same one:
     /// see [`View::choose`].
     pub fn choose_shard(&self) -> Option<ShardId> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let turn = usize::try_from(now.unwrap_or_default().as_millis() / TURN.as_millis());
+        let turn = usize::try_from(world::now_ms() / TURN_MS).unwrap_or(0);
         let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
         let waiting = self.0.answers.waiting();
         self.0
             .leaders
             .view()
-            .choose(turn.unwrap_or(0), message, waiting)
+            .choose(turn, message, waiting)
     }
 
     /// Waits until any shard has a leader; `None` at the deadline.

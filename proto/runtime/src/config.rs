@@ -51,7 +51,7 @@ pub fn load<T: DeserializeOwned + Validate>(path: &Path) -> Result<T, ConfigErro
     parse(&text, &file)
 }
 
-fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, ConfigError> {
+pub fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, ConfigError> {
     let value: T = sealane_yaml::parse(text).map_err(|e| ConfigError {
         file: Some(file.to_owned()),
         line: e.line,

@@ -1,5 +1,8 @@
 //! gRPC over mTLS: serving, authorizing, dialling.
-use crate::identity::{CONTROL_SERVER_NAME, Identity, Role, WorkloadId, peer_identity};
+use crate::{
+    identity::{CONTROL_SERVER_NAME, Identity, Role, WorkloadId, peer_identity},
+    world::{Listener, Socket},
+};
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -12,7 +15,6 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
     time::timeout,
 };
@@ -40,7 +42,7 @@ const STREAMS: u32 = 1024;
 
 /// A connection whose peer is known.
 struct Peer {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Socket>,
     workload: WorkloadId,
 }
 
@@ -79,7 +81,7 @@ impl AsyncWrite for Peer {
 
 /// Serves `routes` until `stop`; callers without a certificate of this cluster or without a rule are refused.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     routes: Routes,
     table: AccessTable,
     identity: Identity,
@@ -111,7 +113,7 @@ fn futures(
 }
 
 async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     identity: Identity,
     tx: mpsc::Sender<io::Result<Peer>>,
     stop: CancellationToken,
@@ -142,7 +144,6 @@ async fn accept(
         );
         tokio::spawn(async move {
             let _slot = slot;
-            let _ = tcp.set_nodelay(true);
             let stream = match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
                 Ok(Ok(s)) => s,
                 Ok(Err(e)) => return tracing::info!(%from, error = %e, "gRPC connection refused"),
@@ -246,7 +247,7 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
         let (connector, cluster) = (connector.clone(), cluster.clone());
         async move {
             let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-            let tcp = timeout(CONNECT, TcpStream::connect(&authority))
+            let tcp = timeout(CONNECT, Socket::connect(&authority))
                 .await
                 .map_err(|_| {
                     io::Error::new(
@@ -254,7 +255,6 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
                         format!("{authority}: no connection within {CONNECT:?}"),
                     )
                 })??;
-            tcp.set_nodelay(true)?;
             let name = ServerName::try_from(CONTROL_SERVER_NAME).expect("a constant DNS name");
             let tls = timeout(HANDSHAKE, connector.connect(name, tcp))
                 .await

@@ -3,6 +3,7 @@
 //! Not a framework: each module is one thing that every binary needs to do in the same way.
 #![forbid(unsafe_code)]
 
+pub mod blocking;
 pub mod config;
 pub mod grpc;
 pub mod http;
@@ -10,6 +11,7 @@ pub mod identity;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;
+pub mod world;
 
 /// Exit codes of sysexits.h that the binaries use.
 pub mod exit_code {

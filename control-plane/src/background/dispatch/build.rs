@@ -1,8 +1,8 @@
 //! The index of a shard that this node begins to lead: its messages, page by page, while mail flows.
 use super::{Dispatch, index::Build};
 use crate::raft::Group;
+use sealane_runtime::blocking;
 use sealane_state::queries;
-use tokio::task::spawn_blocking;
 
 /// Messages per page.
 const PAGE: usize = 512;
@@ -11,7 +11,7 @@ impl Dispatch {
     pub(super) async fn build(self, group: Group, build: Build) {
         let dispatch = self.clone();
         let id = group.id();
-        let done = spawn_blocking(move || -> anyhow::Result<Option<usize>> {
+        let done = blocking::run(move || -> anyhow::Result<Option<usize>> {
             let reader = group.store().reader();
             let (mut after, mut count) = (None, 0);
             loop {

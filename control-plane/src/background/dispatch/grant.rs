@@ -9,6 +9,9 @@ use sealane_wire::v1::{
     self, command::Op, command_reply::Result as Answer, recipient_record::State,
 };
 
+/// Pause after a proposal that was refused.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
+
 pub(super) struct Grant {
     pub(super) dispatch: Dispatch,
     pub(super) group: Group,
@@ -102,6 +105,9 @@ impl Grant {
             },
             Err(e) => {
                 tracing::debug!(shard = %self.group.id(), error = %e, "leases not granted");
+                // A refusal comes at once, and what was not granted is assigned again at once: without a
+                // pause this went round as fast as it could until the loss of leadership was noticed.
+                tokio::time::sleep(AGAIN).await;
                 return Vec::new();
             }
         };

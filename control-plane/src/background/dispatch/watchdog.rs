@@ -81,7 +81,7 @@ impl Dispatch {
             walks.retain(|group, _| led.contains(group));
             for group in led {
                 let walk = walks.entry(group).or_default();
-                match tokio::task::block_in_place(|| self.look(group, walk)) {
+                match sealane_runtime::blocking::in_place(|| self.look(group, walk)) {
                     Ok(found) => self.mend(group, found, &expire).await,
                     Err(e) => {
                         tracing::error!(shard = %group, error = %e, "watchdog cannot read the queue");
