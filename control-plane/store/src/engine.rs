@@ -22,6 +22,9 @@ pub struct Range<'a> {
     pub cache: bool,
 }
 
+/// A row on its own: key and value.
+pub type OwnedRow = (Vec<u8>, Vec<u8>);
+
 /// Takes a row; false ends the scan.
 pub type Row<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool, StoreError> + 'a;
 
@@ -38,7 +41,7 @@ pub trait Reads {
 /// A database.
 pub trait Engine: Reads + Send + Sync + std::fmt::Debug {
     /// The last row of a range.
-    fn last(&self, range: Range<'_>) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError>;
+    fn last(&self, range: Range<'_>) -> Result<Option<OwnedRow>, StoreError>;
     /// An empty batch for about so many octets.
     fn batch(&self, octets: usize) -> Box<dyn Batch + '_>;
     /// Makes durable all that was written before the call.

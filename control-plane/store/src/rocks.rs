@@ -1,6 +1,6 @@
 //! The database of the product: the only code that names rocksdb.
 use crate::{
-    engine::{Batch, Engine, Family, Patience, Range, Reads, Row, Written},
+    engine::{Batch, Engine, Family, OwnedRow, Patience, Range, Reads, Row, Written},
     error::StoreError,
     layout::{BODY, FAMILIES, LOG, SM},
     store::Options,
@@ -89,7 +89,7 @@ impl Reads for Rocks {
 }
 
 impl Engine for Rocks {
-    fn last(&self, range: Range<'_>) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn last(&self, range: Range<'_>) -> Result<Option<OwnedRow>, StoreError> {
         let family = handle(&self.0, range.family);
         let mut options = read_options(&range);
         options.set_iterate_lower_bound(range.from);

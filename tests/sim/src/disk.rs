@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sealane_store::{
     StoreError,
-    engine::{Batch, Engine, Family, Patience, Range, Reads, Row, Written},
+    engine::{Batch, Engine, Family, OwnedRow, Patience, Range, Reads, Row, Written},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -365,7 +365,7 @@ impl Reads for SimEngine {
 }
 
 impl Engine for SimEngine {
-    fn last(&self, range: Range<'_>) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn last(&self, range: Range<'_>) -> Result<Option<OwnedRow>, StoreError> {
         let v = self.disk.lock();
         v.alive(self.generation)?;
         let bounds = (Bound::Included(range.from), Bound::Excluded(range.to));

@@ -68,6 +68,8 @@ pub(crate) struct Counts {
     pub(crate) returned: u64,
     /// Leases handed out.
     pub(crate) leases: u64,
+    /// Reports under an epoch that is over.
+    pub(crate) lies: u64,
 }
 
 /// Everything that was seen from outside.
@@ -76,6 +78,8 @@ pub(crate) struct Ledger {
     offers: BTreeMap<Id, Offer>,
     by_mailbox: BTreeMap<String, (Id, usize)>,
     holdings: BTreeMap<(Id, u32), Vec<Holding>>,
+    /// The last one of each recipient.
+    epochs: BTreeMap<(Id, u32), u64>,
     violations: Vec<String>,
     counts: Counts,
 }
@@ -152,11 +156,20 @@ impl Ledger {
     }
 
     /// A relay has a lease from now on, or has it for longer.
-    pub(crate) fn leased(&mut self, id: Id, recipient: u32, holding: Holding) {
+    ///
+    /// Returns an epoch that is certainly over by that, once.
+    pub(crate) fn leased(&mut self, id: Id, recipient: u32, holding: Holding) -> Option<u64> {
         self.counts.leases += 1;
+        let last = self.epochs.entry((id, recipient)).or_insert(holding.epoch);
+        let stale = (*last < holding.epoch).then_some(*last);
+        *last = (*last).max(holding.epoch);
+        if stale.is_some() {
+            self.counts.lies += 1;
+        }
         let held = self.holdings.entry((id, recipient)).or_default();
         held.retain(|h| (h.relay, h.epoch) != (holding.relay, holding.epoch));
         held.push(holding);
+        stale
     }
 
     /// It gave the lease up or died.

@@ -33,6 +33,7 @@ mod storm;
 mod trace;
 mod witness;
 mod world;
+mod zombie;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -4,6 +4,7 @@ use crate::{
     node, note,
     plan::Plan,
     sink::{Sink, Verdict},
+    zombie,
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -71,6 +72,8 @@ pub(crate) struct Relay {
     pub(crate) plan: Rc<Plan>,
     /// Its certificate.
     pub(crate) identity: Identity,
+    /// Of those who report what they do not hold any more.
+    pub(crate) zombie: Identity,
     /// The world around it.
     pub(crate) outside: Outside,
     /// Processes so far.
@@ -230,7 +233,16 @@ impl Process {
             lease: self.pick(0, 1) == 1,
         };
         let envelope = submission.envelope.clone();
+        let again = (self.pick(0, 7) == 0).then(|| submission.clone());
         let outcome = self.submit.submit(submission, deadline).await;
+        if let Some(again) = again.filter(|_| outcome.is_ok()) {
+            // As if the first answer had been lost: it must change nothing.
+            let repeated = self.submit.submit(again, deadline + DEADLINE).await;
+            if let Err(e @ (SubmitError::Transient(_) | SubmitError::Rejected(_))) = repeated {
+                let what = format!("I1: {id} was accepted, and asked again it is not: {e}");
+                self.outside().ledger().violate(what);
+            }
+        }
         let (answer, why) = match &outcome {
             Ok(_) => (Answer::Accepted, String::new()),
             Err(SubmitError::Unknown) => (Answer::Silence, String::new()),
@@ -298,9 +310,37 @@ impl Process {
         };
         let holding = self.holding(work);
         note!("{} leases {id} epoch {}", name(self.relay.n), holding.epoch);
-        let mut ledger = self.outside().ledger();
-        for r in &work.lease.recipients {
-            ledger.leased(*id.as_bytes(), r.recipient, holding);
+        let mut stale = Vec::new();
+        {
+            let mut ledger = self.outside().ledger();
+            for r in &work.lease.recipients {
+                let before = ledger.leased(*id.as_bytes(), r.recipient, holding);
+                stale.extend(before.map(|epoch| (r.recipient, epoch)));
+            }
+        }
+        for (recipient, epoch) in stale {
+            spawn_local(self.clone().lie(id, recipient, epoch));
+        }
+    }
+
+    /// A relay that slept says of a lease that is someone else's by now that it delivered: it must not be believed.
+    async fn lie(self: Rc<Self>, id: MessageId, recipient: u32, epoch: u64) {
+        let node = usize::try_from(self.pick(0, 1000)).unwrap_or(0) % self.relay.plan.nodes;
+        let report = v1::Report {
+            id: Bytes::copy_from_slice(id.as_bytes()),
+            epoch,
+            recipients: vec![v1::RecipientReport {
+                recipient,
+                outcome: v1::Outcome::Delivered.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let identity = self.relay.zombie.clone();
+        let told = zombie::tell(identity, node::address(node), report);
+        if let Ok(Some(true)) = tokio::time::timeout(Duration::from_secs(5), told).await {
+            let what = format!("I6: the old epoch {epoch} of {id} was believed");
+            self.outside().ledger().violate(what);
         }
     }
 

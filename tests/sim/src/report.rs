@@ -64,6 +64,7 @@ impl Report {
         self.count("duplicates", c.duplicates);
         self.count("recipients returned with a report", c.returned);
         self.count("leases", c.leases);
+        self.count("reports under an old epoch", c.lies);
     }
 
     /// Faults that had an effect.

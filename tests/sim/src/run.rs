@@ -126,6 +126,7 @@ impl Simulation<'_> {
             sink: Arc::default(),
             busy: Arc::new(AtomicBool::new(false)),
         };
+        let (zombie, _) = pki.issue(Role::Relay, "zombie")?;
         let mut relays = Vec::new();
         for n in 0..plan.relays {
             let (identity, _) = pki.issue(Role::Relay, &relay::name(n))?;
@@ -135,6 +136,7 @@ impl Simulation<'_> {
                 n,
                 plan: plan.clone(),
                 identity,
+                zombie: zombie.clone(),
                 outside: outside.clone(),
                 lives,
             };
