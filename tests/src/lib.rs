@@ -25,6 +25,7 @@ pub mod load;
 pub mod policy;
 pub mod ports;
 pub mod postfix;
+pub mod powerloss;
 pub mod process;
 pub mod sink;
 pub mod smtp;
