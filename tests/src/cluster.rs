@@ -19,9 +19,12 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::layout::{ControlPlane, Layout, Relay, Settings};
 use crate::load::{Kind, Target};
+use crate::powerloss::Disk;
 use crate::process::{Lifetime, Running};
 use crate::sink::{Sink, SinkConfig};
 use crate::{policy, ports, tools, wait};
+
+mod disks;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -40,6 +43,7 @@ pub struct Builder {
     next_hop: Option<SocketAddr>,
     cluster: String,
     bare: bool,
+    disks: bool,
 }
 
 /// A running cluster. Dropping it kills every process.
@@ -48,6 +52,8 @@ pub struct Cluster {
     pub layout: Layout,
     pub sink: Sink,
     processes: BTreeMap<String, Running>,
+    /// Volumes that can lose power, by the name of their control-plane node.
+    disks: BTreeMap<String, Disk>,
     folder: Option<TempDir>,
     /// The test reached its end: the folder may go.
     passed: bool,
@@ -99,6 +105,13 @@ impl Builder {
     #[must_use]
     pub fn bare(mut self) -> Self {
         self.bare = true;
+        self
+    }
+
+    /// Each control-plane node keeps its volume on a [`Disk`] of its own.
+    #[must_use]
+    pub fn disks(mut self) -> Self {
+        self.disks = true;
         self
     }
 
@@ -177,12 +190,19 @@ impl Builder {
         let folder = tempfile::Builder::new().prefix("sealane-").tempdir()?;
         let layout = self.layout(folder.path())?;
         layout.write()?;
+        let mut disks = BTreeMap::new();
+        if self.disks {
+            for node in &layout.control_planes {
+                disks.insert(node.name.clone(), Disk::mount(&layout.data(&node.name))?);
+            }
+        }
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let sink = Sink::start(SinkConfig::at(anywhere, folder.path().join("sink"))).await?;
         Ok(Cluster {
             layout,
             sink,
             processes: BTreeMap::new(),
+            disks,
             folder: Some(folder),
             passed: false,
             _turn: turn,
@@ -203,6 +223,7 @@ impl Cluster {
             next_hop: None,
             cluster: "test".to_owned(),
             bare: false,
+            disks: false,
         }
     }
 
@@ -453,6 +474,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.processes.clear();
+        self.keep_damaged_volumes();
+        self.disks.clear();
         if !self.passed || std::env::var_os("SEALANE_KEEP").is_some() {
             println!(
                 "logs and configuration stay in {}",

@@ -16,6 +16,7 @@
 //! [`ledger::Ledger::judge`].
 
 pub mod capture;
+pub mod chaos;
 pub mod cluster;
 pub mod collector;
 pub mod dev;

@@ -37,6 +37,24 @@ pub struct Statistics {
     pub used: u64,
 }
 
+impl Statistics {
+    /// Adds what another disk counted.
+    pub fn add(&mut self, other: &Self) {
+        self.unsynced += other.unsynced;
+        self.power_losses += other.power_losses;
+        self.discarded += other.discarded;
+        self.discarded_names += other.discarded_names;
+        self.syncs += other.syncs;
+        self.lies += other.lies;
+        self.failed_syncs += other.failed_syncs;
+        self.failed_writes += other.failed_writes;
+        self.no_space += other.no_space;
+        self.written += other.written;
+        self.persisted += other.persisted;
+        self.used += other.used;
+    }
+}
+
 /// A mounted file system. Dropping it unmounts it; nothing in it stays.
 #[derive(Debug)]
 pub struct Disk {
