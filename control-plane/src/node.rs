@@ -103,10 +103,14 @@ async fn serve(
         () = stop.cancelled() => return Ok(()),
     };
     let node_id = membership.identity.node_id;
-    if standing::removed(config, &identity, &membership.identity).await {
+    let standing = standing::before_start(config, &identity, &membership.identity).await;
+    if standing.removed {
         rest(config, node_id, &stop, last, tasks).await;
         return Ok(());
     }
+    standing
+        .check(&store)
+        .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen: {}", config.listen))?;

@@ -78,6 +78,10 @@ impl GroupStore {
 
     /// Both ends of the log.
     pub fn log_state(&self) -> Result<LogState, StoreError> {
+        self.core.noticed(self.read_log_state())
+    }
+
+    fn read_log_state(&self) -> Result<LogState, StoreError> {
         let purged = self.purged()?;
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(index_key(self.id(), 0).to_vec());
@@ -184,13 +188,22 @@ impl GroupStore {
         end: u64,
         max_bytes: usize,
     ) -> Result<Vec<StoredEntry>, StoreError> {
-        let mut out = Vec::new();
         if start >= end {
-            return Ok(out);
+            return Ok(Vec::new());
         }
         if let Some(recent) = self.recent().read(start, end, max_bytes) {
             return Ok(recent);
         }
+        self.core.noticed(self.read_stored(start, end, max_bytes))
+    }
+
+    fn read_stored(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError> {
+        let mut out = Vec::new();
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(index_key(self.id(), end).to_vec());
         let from = index_key(self.id(), start);

@@ -21,7 +21,7 @@ use std::{
 
 const SLOT: u64 = 32 << 10;
 const MAGIC: &[u8; 4] = b"SLHW";
-/// How often the file is written at most.
+/// How often the file is written while there is always something to sync.
 const EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct HighWater {
     sequence: u64,
     pub(crate) marks: BTreeMap<GroupId, Mark>,
     written: Instant,
+    /// Something was noted since.
+    pending: bool,
 }
 
 impl HighWater {
@@ -56,20 +58,31 @@ impl HighWater {
             sequence,
             marks,
             written: Instant::now(),
+            pending: false,
         })
     }
 
-    /// Notes what a sync covered; writes the file when it is old.
+    /// Notes what a sync covered; writes the file when it is old. Otherwise [`Self::rest`] does.
     pub(crate) fn note(&mut self, writes: impl Iterator<Item = (GroupId, Wrote)>) {
         for (group, wrote) in writes {
             let mark = self.marks.entry(group).or_default();
             match wrote {
                 Wrote::Log(p) => mark.last = Some(p),
                 Wrote::Vote(v) => mark.vote = Some(v),
-                Wrote::Nothing => {}
+                Wrote::Nothing => continue,
             }
+            self.pending = true;
         }
         if self.written.elapsed() >= EVERY
+            && let Err(e) = self.write(false)
+        {
+            tracing::warn!(error = %e, "high-water mark not written");
+        }
+    }
+
+    /// Nothing is to be synced now: what was noted last is not left out until something is.
+    pub(crate) fn rest(&mut self) {
+        if self.pending
             && let Err(e) = self.write(false)
         {
             tracing::warn!(error = %e, "high-water mark not written");
@@ -119,6 +132,7 @@ impl HighWater {
             self.file.sync_data()?;
         }
         self.written = Instant::now();
+        self.pending = false;
         Ok(())
     }
 

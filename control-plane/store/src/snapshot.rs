@@ -77,13 +77,14 @@ impl GroupStore {
     ) -> Result<(), E> {
         let db = &self.core.db;
         let pinned = db.snapshot();
-        let store = |e: rocksdb::Error| StoreError::from(e);
+        let store = |e: rocksdb::Error| self.core.notice(StoreError::from(e));
         let key = meta_key(self.id(), Meta::Applied);
         let applied = pinned
             .get_cf(self.core.cf(META), key)
             .map_err(store)?
             .map(|v| unframe(META, &key, v).and_then(Applied::decode))
-            .transpose()?
+            .transpose()
+            .map_err(|e| self.core.notice(e))?
             .unwrap_or_default();
         let last = applied.last.map_or(0, |p| p.index);
         sink(Export::Start(applied))?;
@@ -118,7 +119,7 @@ impl GroupStore {
         let group = self.id();
         for row in bound(SM, sm_key(group, 0, b""), sm_key(group, u8::MAX, b"")) {
             let (key, value) = row.map_err(store)?;
-            let value = unframe(SM, &key, value.into_vec())?;
+            let value = self.core.noticed(unframe(SM, &key, value.into_vec()))?;
             let table = key.get(4).copied().unwrap_or_default();
             push(Some(SnapshotRecord {
                 table,
@@ -139,7 +140,7 @@ impl GroupStore {
             {
                 continue;
             }
-            let value = unframe(BODY, &key, value.into_vec())?;
+            let value = self.core.noticed(unframe(BODY, &key, value.into_vec()))?;
             push(Some(SnapshotRecord {
                 table: BODY_TABLE,
                 key: Bytes::from(key.into_vec()).slice(4..),

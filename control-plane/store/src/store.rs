@@ -7,6 +7,7 @@ use crate::{
         self, BODY, FAMILIES, Fields, LOG, META, Meta, SM, VERSION, frame, meta_key, put_bytes,
         unframe,
     },
+    log::LogPosition,
     snapshot,
     syncer::{OnFatal, Syncer},
 };
@@ -106,10 +107,28 @@ impl Core {
         family: &'static str,
         key: &[u8],
     ) -> Result<Option<bytes::Bytes>, StoreError> {
-        self.db
-            .get_cf(self.cf(family), key)?
-            .map(|v| unframe(family, key, v))
-            .transpose()
+        let read = || {
+            let value = self.db.get_cf(self.cf(family), key)?;
+            value.map(|v| unframe(family, key, v)).transpose()
+        };
+        self.noticed(read())
+    }
+
+    /// A volume on which a read finds damage takes part in nothing any more, and does not come back: who
+    /// serves the rest of it would answer for what it lost. Others have copies.
+    pub(crate) fn noticed<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        read.map_err(|e| self.notice(e))
+    }
+
+    /// The same for an error on its way.
+    pub(crate) fn notice(&self, e: StoreError) -> StoreError {
+        if e.is_damage() {
+            if let Err(unwritten) = mark_damaged(&self.dir, &e) {
+                tracing::warn!(error = %unwritten, "the damage is not written down");
+            }
+            self.syncer.poison(&e);
+        }
+        e
     }
 
     /// Writes a batch to WAL buffer and memtable, unsynced. A failure is final.
@@ -223,6 +242,7 @@ impl Store {
     pub fn open(dir: &Path, options: Options) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
         check_format(dir)?;
+        check_damaged(dir)?;
         let mut lru = LruCacheOptions::default();
         lru.set_capacity(options.cache);
         // Few large parts: the callers are few.
@@ -282,6 +302,23 @@ impl Store {
             )?;
         }
         snapshot::remove_orphans(&self.core.dir)
+    }
+
+    /// Refuses a volume whose log is behind what a peer got from this node as durable: an old copy of
+    /// the whole volume holds an old high-water mark too.
+    ///
+    /// # Errors
+    /// [`StoreError::Lost`].
+    pub fn check_against(&self, group: GroupId, durable: LogPosition) -> Result<(), StoreError> {
+        let state = self.group(group).log_state()?;
+        let last = state.last.or(state.purged);
+        if last < Some(durable) {
+            return Err(StoreError::Lost {
+                group: group.0,
+                what: format!("log entries (has {last:?}, a peer was given {durable:?})"),
+            });
+        }
+        Ok(())
     }
 
     /// The volume's identity, once it has one.
@@ -391,6 +428,29 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.core.syncer.shutdown();
+    }
+}
+
+/// Its text is the damage that was found.
+const DAMAGED: &str = "DAMAGED";
+
+fn mark_damaged(dir: &Path, damage: &StoreError) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(dir.join(DAMAGED))?;
+    file.write_all(damage.to_string().as_bytes())?;
+    file.sync_all()?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// What was found damaged once is not tried again: the next reader may be one who does not notice.
+fn check_damaged(dir: &Path) -> Result<(), StoreError> {
+    match std::fs::read(dir.join(DAMAGED)) {
+        Ok(found) => {
+            let found = String::from_utf8_lossy(&found).into_owned();
+            let first = found.split(". Nothing on").next().unwrap_or_default();
+            Err(StoreError::Damaged(format!("found earlier: {first}")))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 

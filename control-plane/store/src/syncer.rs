@@ -184,6 +184,9 @@ fn run(
         if busy {
             std::thread::sleep(LINGER);
         }
+        if lock.lock().expect("no panic while held").items.is_empty() {
+            hwm.lock().expect("no panic while held").rest();
+        }
         let (items, closed) = {
             let mut q = lock.lock().expect("no panic while held");
             while q.items.is_empty() && !q.closed {
