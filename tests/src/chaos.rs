@@ -3,7 +3,9 @@
 //! A plan does something to a cluster while mail flows, proves that it took effect, heals, drains, and
 //! judges. A run in which a fault took no effect fails like one that lost mail.
 
+pub mod damage;
 pub mod power;
 mod quantities;
+pub mod space;
 
 pub use quantities::Quantities;

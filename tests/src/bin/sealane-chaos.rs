@@ -4,13 +4,19 @@
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use rand::Rng;
+use sealane_tests::chaos::damage::{self, Damage};
 use sealane_tests::chaos::power;
+use sealane_tests::chaos::space::{self, Ill, Place};
 
 /// What is done to the cluster.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Plan {
     /// Power losses of one, of two and of all nodes at once.
     Powerloss,
+    /// Flipped bits and old copies, one volume after the other.
+    Damage,
+    /// Full and slow disks.
+    Space,
 }
 
 /// Faults on real processes under load. The exit status says whether all promises held.
@@ -24,6 +30,9 @@ struct Args {
     /// Power losses of each number of nodes.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
+    /// Only these numbers of nodes, or only these damages.
+    #[arg(long)]
+    only: Vec<String>,
     /// All disks lie about their syncs and all nodes lose power: the run has to fail with lost mail.
     #[arg(long)]
     lie: bool,
@@ -37,18 +46,42 @@ async fn main() -> Result<()> {
         .unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     match args.plan {
         Plan::Powerloss => {
+            let together = match (args.lie, args.only.as_slice()) {
+                (true, _) => vec![3],
+                (false, []) => vec![1, 2, 3],
+                (false, only) => only.iter().map(|n| n.parse()).collect::<Result<_, _>>()?,
+            };
             let quantities = Box::pin(power::run(&power::Plan {
                 rounds: args.rounds,
-                together: if args.lie { vec![3] } else { vec![1, 2, 3] },
+                together: together.clone(),
                 lie: args.lie,
                 seed,
             }))
             .await?;
             quantities.hold()?;
             ensure!(
-                quantities.faults.len() == if args.lie { 1 } else { 3 },
-                "not all kinds of power loss took effect: {quantities}"
+                quantities.faults.values().sum::<usize>() == together.len() * args.rounds,
+                "not every power loss took effect: {quantities}"
             );
+        }
+        Plan::Damage => {
+            let chosen = |damage: &Damage| {
+                args.only.is_empty() || args.only.contains(&format!("{damage:?}"))
+            };
+            let damages: Vec<Damage> = Damage::ALL.into_iter().filter(chosen).collect();
+            Box::pin(damage::run(&damages)).await?.hold()?;
+        }
+        Plan::Space => {
+            let mut cases = Vec::new();
+            for place in [Place::Leader, Place::Follower, Place::Everywhere] {
+                for ill in [Ill::Full, Ill::Slow(1000), Ill::Slow(3000)] {
+                    let name = format!("{ill:?} {place:?}");
+                    if args.only.is_empty() || args.only.contains(&name) {
+                        cases.push((ill, place));
+                    }
+                }
+            }
+            Box::pin(space::run(&cases)).await?.hold()?;
         }
     }
     println!("all promises held");
