@@ -8,6 +8,9 @@
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
 #                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases
+#   make chaos                    faults on real processes under load, as root; MINUTES=10, SEED=n, PLAN=mixed,
+#                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
+#                                 lie about syncs, and the run has to report lost mail
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -26,10 +29,12 @@ TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
 
 BENCH := $(TARGET)/release/sealane-bench
 
-.PHONY: help run kill start stop status built test bench build fmt lint packages-run packages-test
+CHAOS := $(TARGET)/debug/sealane-chaos
+
+.PHONY: help run kill start stop status built test bench chaos build fmt lint packages-run packages-test
 
 help:
-	@sed -n '1,12s/^# \{0,1\}//p' Makefile
+	@sed -n '1,15s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -60,6 +65,12 @@ test: packages-test
 bench: packages-test
 	cargo build --release --workspace --bins --locked
 	@$(BENCH) $(CASES) $(if $(PEER),--peer $(PEER)) --report $(TARGET)/bench/report.json $(strip $(ARGS))
+
+# A judge that misses the losses of lying disks is none: with LIE=1 a run that sees none ends with an error.
+chaos: packages-test
+	cargo build --workspace --bins --locked
+	@$(CHAOS) --plan $(or $(PLAN),mixed) --minutes $(or $(MINUTES),10) --rounds $(or $(ROUNDS),$(if $(LIE),2,20)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(LIE),--lie) $(strip $(ARGS))
 
 build:
 	cargo build --workspace --bins --locked

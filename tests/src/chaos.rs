@@ -4,6 +4,7 @@
 //! judges. A run in which a fault took no effect fails like one that lost mail.
 
 pub mod damage;
+pub mod mixed;
 pub mod power;
 mod quantities;
 pub mod space;

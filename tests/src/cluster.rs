@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::layout::{ControlPlane, Layout, Relay, Settings};
+use crate::links::Links;
 use crate::load::{Kind, Target};
 use crate::powerloss::Disk;
 use crate::process::{Lifetime, Running};
@@ -44,6 +45,7 @@ pub struct Builder {
     cluster: String,
     bare: bool,
     disks: bool,
+    links: bool,
 }
 
 /// A running cluster. Dropping it kills every process.
@@ -54,6 +56,8 @@ pub struct Cluster {
     processes: BTreeMap<String, Running>,
     /// Volumes that can lose power, by the name of their control-plane node.
     disks: BTreeMap<String, Disk>,
+    /// The network between the nodes, if it is in our hands.
+    pub links: Option<Links>,
     folder: Option<TempDir>,
     /// The test reached its end: the folder may go.
     passed: bool,
@@ -115,6 +119,13 @@ impl Builder {
         self
     }
 
+    /// Control-plane nodes are reached through [`Links`].
+    #[must_use]
+    pub fn links(mut self) -> Self {
+        self.links = true;
+        self
+    }
+
     /// Name of the cluster in its certificates.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
@@ -132,6 +143,11 @@ impl Builder {
                 Ok(ControlPlane {
                     name: format!("control-plane-{number}"),
                     listen: ports::free()?,
+                    advertise: if self.links {
+                        Some(ports::free()?)
+                    } else {
+                        None
+                    },
                     metrics: ports::free()?,
                 })
             })
@@ -196,6 +212,14 @@ impl Builder {
                 disks.insert(node.name.clone(), Disk::mount(&layout.data(&node.name))?);
             }
         }
+        let mut links = self.links.then(Links::new);
+        if let Some(links) = &mut links {
+            for node in &layout.control_planes {
+                links
+                    .open(&node.name, node.reached_at(), node.listen)
+                    .await?;
+            }
+        }
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let sink = Sink::start(SinkConfig::at(anywhere, folder.path().join("sink"))).await?;
         Ok(Cluster {
@@ -203,6 +227,7 @@ impl Builder {
             sink,
             processes: BTreeMap::new(),
             disks,
+            links,
             folder: Some(folder),
             passed: false,
             _turn: turn,
@@ -224,6 +249,7 @@ impl Cluster {
             cluster: "test".to_owned(),
             bare: false,
             disks: false,
+            links: false,
         }
     }
 
@@ -249,6 +275,9 @@ impl Cluster {
 
     fn spawn(&mut self, name: &str) -> Result<()> {
         let child = self.layout.spec(name)?.spawn(Lifetime::WithParent)?;
+        if let Some(links) = &self.links {
+            links.runs(name, child.id());
+        }
         self.processes.insert(name.to_owned(), Running::new(child));
         Ok(())
     }

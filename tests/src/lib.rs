@@ -22,6 +22,7 @@ pub mod collector;
 pub mod dev;
 pub mod layout;
 pub mod ledger;
+pub mod links;
 pub mod load;
 pub mod policy;
 pub mod ports;

@@ -58,6 +58,16 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// Whether the volume must not be opened again.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        match self {
+            Self::Io(text) => !text.contains("No space left on device"),
+            other => other.is_damage(),
+        }
+    }
+}
+
 impl From<rocksdb::Error> for StoreError {
     fn from(e: rocksdb::Error) -> Self {
         match e.kind() {

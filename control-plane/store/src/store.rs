@@ -123,9 +123,6 @@ impl Core {
     /// The same for an error on its way.
     pub(crate) fn notice(&self, e: StoreError) -> StoreError {
         if e.is_damage() {
-            if let Err(unwritten) = mark_damaged(&self.dir, &e) {
-                tracing::warn!(error = %unwritten, "the damage is not written down");
-            }
             self.syncer.poison(&e);
         }
         e
@@ -255,7 +252,8 @@ impl Store {
             families,
         )?);
         let hwm = Arc::new(Mutex::new(HighWater::open(&dir.join("high-water"))?));
-        let syncer = Syncer::start(db.clone(), hwm.clone(), options.on_fatal.clone())?;
+        let on_fatal = marking(dir, options.on_fatal.clone());
+        let syncer = Syncer::start(db.clone(), hwm.clone(), on_fatal)?;
         let core = Arc::new(Core {
             db,
             syncer,
@@ -433,6 +431,21 @@ impl Drop for Store {
 
 /// Its text is the damage that was found.
 const DAMAGED: &str = "DAMAGED";
+
+/// Writes down why this volume must not be used again, then does what was to be done. After a failed
+/// sync the kernel may show what the disk never got (P4): whoever opens it next cannot know. A full
+/// disk is no damage.
+fn marking(dir: &Path, then: OnFatal) -> OnFatal {
+    let dir = dir.to_owned();
+    Arc::new(move |e| {
+        if e.is_suspicious()
+            && let Err(unwritten) = mark_damaged(&dir, e)
+        {
+            tracing::warn!(error = %unwritten, "the damage is not written down");
+        }
+        then(e);
+    })
+}
 
 fn mark_damaged(dir: &Path, damage: &StoreError) -> std::io::Result<()> {
     let mut file = std::fs::File::create(dir.join(DAMAGED))?;

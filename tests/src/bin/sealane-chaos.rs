@@ -5,12 +5,14 @@ use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use rand::Rng;
 use sealane_tests::chaos::damage::{self, Damage};
-use sealane_tests::chaos::power;
 use sealane_tests::chaos::space::{self, Ill, Place};
+use sealane_tests::chaos::{mixed, power};
 
 /// What is done to the cluster.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Plan {
+    /// Everything at random.
+    Mixed,
     /// Power losses of one, of two and of all nodes at once.
     Powerloss,
     /// Flipped bits and old copies, one volume after the other.
@@ -22,11 +24,14 @@ enum Plan {
 /// Faults on real processes under load. The exit status says whether all promises held.
 #[derive(Debug, Parser)]
 struct Args {
-    #[arg(long, value_enum, default_value = "powerloss")]
+    #[arg(long, value_enum, default_value = "mixed")]
     plan: Plan,
     /// Repeats a run's choices; the times of real processes are their own.
     #[arg(long)]
     seed: Option<u64>,
+    /// How long the mixed plan goes on.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
     /// Power losses of each number of nodes.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
@@ -44,7 +49,14 @@ async fn main() -> Result<()> {
     let seed = args
         .seed
         .unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
-    match args.plan {
+    let plan = if args.lie { Plan::Powerloss } else { args.plan };
+    match plan {
+        Plan::Mixed => {
+            let time = std::time::Duration::from_secs(60 * args.minutes);
+            Box::pin(mixed::run(&mixed::Plan { seed, time }))
+                .await?
+                .hold()?;
+        }
         Plan::Powerloss => {
             let together = match (args.lie, args.only.as_slice()) {
                 (true, _) => vec![3],
@@ -58,6 +70,15 @@ async fn main() -> Result<()> {
                 seed,
             }))
             .await?;
+            if args.lie {
+                let lost = quantities.verdict.lost.len();
+                ensure!(
+                    lost > 0 && quantities.disks.lies > 0,
+                    "the judge saw no loss of disks that lie: {quantities}"
+                );
+                println!("the run failed as it had to: {lost} messages lost after 250");
+                return Ok(());
+            }
             quantities.hold()?;
             ensure!(
                 quantities.faults.values().sum::<usize>() == together.len() * args.rounds,

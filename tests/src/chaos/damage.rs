@@ -37,6 +37,8 @@ pub enum Damage {
     Manifest,
     /// Both slots of the high-water mark.
     HighWater,
+    /// A sync fails once, in a running node.
+    FailedSync,
     /// An old copy of the whole volume is put back.
     OldImage,
     /// An old copy of the database is put back; the high-water mark stays.
@@ -55,7 +57,7 @@ enum Demand {
 }
 
 impl Damage {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::WalMiddle,
         Self::WalTail,
         Self::WalTailAfterKill,
@@ -64,6 +66,7 @@ impl Damage {
         Self::Blob,
         Self::Manifest,
         Self::HighWater,
+        Self::FailedSync,
         Self::OldDatabase,
         Self::OldImage,
     ];
@@ -193,6 +196,12 @@ async fn one(
             tokio::time::sleep(Duration::from_secs(2)).await;
             cluster.kill(victim)?;
         }
+        Damage::FailedSync => {
+            cluster.disk(victim)?.tell("eio sync 1")?;
+            let from = cluster.log(victim).len();
+            mail(cluster, ledger).await;
+            cluster.ended(victim, from, LONG).await?;
+        }
         Damage::WalTail | Damage::Manifest | Damage::HighWater => {
             cluster.terminate(victim, stop).await?;
         }
@@ -273,6 +282,11 @@ fn harm(cluster: &Cluster, victim: &str, damage: Damage, copy: &Path) -> Result<
             });
             found.context("MANIFEST")?.at(|size| size / 2)
         }
+        Damage::FailedSync => {
+            let counted = cluster.disk(victim)?.statistics()?;
+            ensure!(counted.failed_syncs == 1, "{counted:?}");
+            return Ok("one sync failed, and the node ended".to_owned());
+        }
         Damage::HighWater => {
             cluster.disk(victim)?.tell("flip high-water 20 3")?;
             cluster.disk(victim)?.tell("flip high-water 32788 3")?;
@@ -296,6 +310,16 @@ fn harm(cluster: &Cluster, victim: &str, damage: Damage, copy: &Path) -> Result<
         .disk(victim)?
         .tell(&format!("flip {path} {offset} 3"))?;
     Ok(format!("{path} at {offset}"))
+}
+
+/// The command that flips a bit in the middle of a stopped node's WAL.
+pub(super) fn largest_log(cluster: &Cluster, name: &str) -> Result<String> {
+    let data = cluster.layout.data(name);
+    let (file, offset) = largest(&data.join("db"), "log", "")?.at(|size| size / 2);
+    Ok(format!(
+        "flip {} {offset} 3",
+        file.strip_prefix(&data)?.display()
+    ))
 }
 
 struct Found {
