@@ -95,7 +95,7 @@ async fn main() -> Result<()> {
         Plan::Space => {
             let mut cases = Vec::new();
             for place in [Place::Leader, Place::Follower, Place::Everywhere] {
-                for ill in [Ill::Full, Ill::Slow(1000), Ill::Slow(3000)] {
+                for ill in [Ill::Full, Ill::Exhausted, Ill::Slow(1000), Ill::Slow(3000)] {
                     let name = format!("{ill:?} {place:?}");
                     if args.only.is_empty() || args.only.contains(&name) {
                         cases.push((ill, place));

@@ -89,6 +89,18 @@ impl Cluster {
         Ok(said)
     }
 
+    /// Whether a process has ended by itself; it is forgotten then, and can be started again.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn has_ended(&mut self, name: &str) -> Result<bool> {
+        let ended = self.running_mut(name)?.try_wait()?.is_some();
+        if ended {
+            self.processes.remove(name);
+        }
+        Ok(ended)
+    }
+
     /// Copies a node's volume as it is; the node should not run.
     ///
     /// # Errors
