@@ -433,11 +433,19 @@ impl Run {
         Ok(format!("{said}, {times} times"))
     }
 
-    /// Every process is ready, and mail is accepted.
+    /// Every process is ready, every group has all its copies again, and mail is accepted. A second volume
+    /// that goes before the first is replaced everywhere would be the loss of a majority.
     async fn recovered(&mut self) -> Result<()> {
         for name in self.cluster.layout.names() {
             self.cluster.ready(&name, RECOVERY).await?;
         }
+        wait::until("every replica in its place", RECOVERY, || async {
+            let nodes = self.cluster.admin_json(&["node", "list"]).await?;
+            let settled = nodes.get("settled").and_then(serde_json::Value::as_bool);
+            ensure!(settled == Some(true), "{nodes}");
+            Ok(())
+        })
+        .await?;
         let now = Instant::now();
         wait::until("mail accepted", RECOVERY, || async {
             let accepted = self.ledger.accepted_since(now);
