@@ -8,5 +8,6 @@ pub mod mixed;
 pub mod power;
 mod quantities;
 pub mod space;
+mod traffic;
 
 pub use quantities::Quantities;

@@ -9,19 +9,17 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
-use super::quantities::{Quantities, terms};
+use super::quantities::Quantities;
+use super::traffic::Traffic;
 use crate::cluster::Cluster;
 use crate::ledger::Ledger;
 use crate::links::Weather;
-use crate::load::{self, Load};
 use crate::powerloss::PowerLoss;
 use crate::sink::{Act, Counts, Rule, Stage};
 use crate::wait;
 
 const RECOVERY: Duration = Duration::from_secs(90);
 const DRAIN: Duration = Duration::from_secs(180);
-/// Deliveries that one relay node may have in the air (its default credits).
-const IN_FLIGHT: usize = 100;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -100,22 +98,11 @@ struct Run {
 pub async fn run(plan: &Plan) -> Result<Quantities> {
     println!("SEED={} {plan:?}", plan.seed);
     let cluster = Cluster::builder().disks().links().start().await?;
-    let began = Instant::now();
-    let terms_before = terms(&cluster).await?;
-    let ledger = Arc::new(Ledger::default());
-    let small = load::start(
-        Load::new(cluster.all_targets(), 10).pause(Duration::from_millis(50)),
-        &ledger,
-    );
-    let large = load::start(
-        Load::new(cluster.all_targets(), 2)
-            .size((100 << 10)..=(4 << 20))
-            .pause(Duration::from_millis(500)),
-        &ledger,
-    );
+    let traffic = Traffic::start(&cluster).await?;
+    let began = traffic.began;
     let mut run = Run {
         cluster,
-        ledger,
+        ledger: Arc::clone(&traffic.ledger),
         rng: StdRng::seed_from_u64(plan.seed),
         quantities: Quantities::default(),
     };
@@ -146,25 +133,7 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
         );
     }
     run.cluster.sink.script().clear();
-    small.stop().await;
-    large.stop().await;
-    let Run {
-        cluster,
-        ledger,
-        mut quantities,
-        ..
-    } = run;
-    quantities.verdict = ledger.settle(cluster.sink.store(), DRAIN).await?;
-    quantities.disks = cluster.disk_statistics()?;
-    quantities.terms = terms(&cluster).await?.saturating_sub(terms_before);
-    quantities.seconds = began.elapsed().as_secs_f32();
-    let faults = quantities.faults.values().sum::<usize>();
-    quantities.explained = quantities.verdict.unknown + faults * 2 * IN_FLIGHT;
-    println!("{quantities}");
-    if quantities.hold().is_ok() {
-        cluster.pass()?;
-    }
-    Ok(quantities)
+    traffic.end(run.cluster, run.quantities, DRAIN).await
 }
 
 impl Run {

@@ -1,6 +1,5 @@
 //! Power losses of one, of two and of all control-plane nodes at once, under load.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,10 +7,10 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::quantities::{Quantities, terms};
+use super::quantities::Quantities;
+use super::traffic::Traffic;
 use crate::cluster::Cluster;
 use crate::ledger::Ledger;
-use crate::load::{self, Load};
 use crate::powerloss::PowerLoss;
 use crate::sink::{Act, Rule, Stage};
 use crate::wait;
@@ -20,8 +19,6 @@ use crate::wait;
 const RECOVERY: Duration = Duration::from_secs(90);
 /// How long the queue may take to be empty at the end.
 const DRAIN: Duration = Duration::from_secs(180);
-/// Deliveries that one relay node may have in the air (its default credits).
-const IN_FLIGHT: usize = 100;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -43,20 +40,7 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
     println!("SEED={} {plan:?}", plan.seed);
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let mut cluster = Cluster::builder().disks().start().await?;
-    let began = Instant::now();
-    let terms_before = terms(&cluster).await?;
-    let ledger = Arc::new(Ledger::default());
-    let small = load::start(
-        Load::new(cluster.all_targets(), 10).pause(Duration::from_millis(20)),
-        &ledger,
-    );
-    // Bodies that travel in pieces, and ones that go to blob files.
-    let large = load::start(
-        Load::new(cluster.all_targets(), 2)
-            .size((100 << 10)..=(3 << 20))
-            .pause(Duration::from_millis(400)),
-        &ledger,
-    );
+    let traffic = Traffic::start(&cluster).await?;
     let mut quantities = Quantities::default();
     for &together in &plan.together {
         for round in 0..plan.rounds {
@@ -67,7 +51,7 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
             };
             Box::pin(one(
                 &mut cluster,
-                &ledger,
+                &traffic.ledger,
                 &mut rng,
                 (together, how, plan.lie),
                 &mut quantities,
@@ -79,24 +63,12 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
     for name in cluster.layout.names() {
         cluster.ready(&name, RECOVERY).await?;
     }
-    small.stop().await;
-    large.stop().await;
     let limit = if plan.lie { DRAIN / 6 } else { DRAIN };
-    quantities.verdict = ledger.settle(cluster.sink.store(), limit).await?;
-    quantities.disks = cluster.disk_statistics()?;
-    quantities.terms = terms(&cluster).await?.saturating_sub(terms_before);
-    quantities.seconds = began.elapsed().as_secs_f32();
-    // What was in the air when a leader lost power may be given out again.
-    let faults = quantities.faults.values().sum::<usize>();
-    quantities.explained = quantities.verdict.unknown + faults * 2 * IN_FLIGHT;
-    println!("{quantities}");
+    let quantities = traffic.end(cluster, quantities, limit).await?;
     ensure!(
         quantities.disks.discarded > 0,
         "no power loss took anything: {quantities}"
     );
-    if quantities.hold().is_ok() {
-        cluster.pass()?;
-    }
     Ok(quantities)
 }
 
