@@ -9,6 +9,9 @@
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
 #                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases
 #   make sim SEEDS=200            simulate clusters under faults, every seed twice; SEED=7 replays one with its events
+#   make chaos                    faults on real processes under load, as root; MINUTES=10, SEED=n, PLAN=mixed,
+#                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
+#                                 lie about syncs, and the run has to report lost mail
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -27,10 +30,12 @@ TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
 
 BENCH := $(TARGET)/release/sealane-bench
 
-.PHONY: help run kill start stop status built test bench sim build fmt lint packages-run packages-test
+CHAOS := $(TARGET)/debug/sealane-chaos
+
+.PHONY: help run kill start stop status built test bench sim chaos build fmt lint packages-run packages-test
 
 help:
-	@sed -n '1,13s/^# \{0,1\}//p' Makefile
+	@sed -n '1,16s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -66,6 +71,12 @@ bench: packages-test
 sim: packages-run build
 	@$(TARGET)/debug/sealane-sim --regressions tests/sim/regressions.seeds \
 	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(strip $(ARGS))
+
+# A judge that misses the losses of lying disks is none: with LIE=1 a run that sees none ends with an error.
+chaos: packages-test
+	cargo build --workspace --bins --locked
+	@$(CHAOS) --plan $(or $(PLAN),mixed) --minutes $(or $(MINUTES),10) --rounds $(or $(ROUNDS),$(if $(LIE),2,20)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(LIE),--lie) $(strip $(ARGS))
 
 build:
 	cargo build --workspace --bins --locked

@@ -116,11 +116,15 @@ pub async fn serve_on(
         () = stop.cancelled() => return Ok(()),
     };
     let node_id = membership.identity.node_id;
-    if standing::removed(config, &identity, &membership.identity).await {
+    let standing = standing::before_start(config, &identity, &membership.identity).await;
+    if standing.removed {
         rest(config, node_id, &stop, last, tasks).await;
         return Ok(());
     }
-    let listener = Listener::bind(config.listen)
+    standing
+        .check(&store)
+        .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
+        let listener = Listener::bind(config.listen)
         .await
         .with_context(|| format!("listen: {}", config.listen))?;
     tracing::info!(node_id = membership.identity.node_id, cluster = %membership.identity.cluster_id, "starting");

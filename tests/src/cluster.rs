@@ -18,10 +18,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::layout::{ControlPlane, Layout, Relay, Settings};
+use crate::links::Links;
 use crate::load::{Kind, Target};
+use crate::powerloss::Disk;
 use crate::process::{Lifetime, Running};
 use crate::sink::{Sink, SinkConfig};
 use crate::{policy, ports, tools, wait};
+
+mod disks;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -40,6 +44,8 @@ pub struct Builder {
     next_hop: Option<SocketAddr>,
     cluster: String,
     bare: bool,
+    disks: bool,
+    links: bool,
 }
 
 /// A running cluster. Dropping it kills every process.
@@ -48,6 +54,10 @@ pub struct Cluster {
     pub layout: Layout,
     pub sink: Sink,
     processes: BTreeMap<String, Running>,
+    /// Volumes that can lose power, by the name of their control-plane node.
+    disks: BTreeMap<String, Disk>,
+    /// The network between the nodes, if it is in our hands.
+    pub links: Option<Links>,
     folder: Option<TempDir>,
     /// The test reached its end: the folder may go.
     passed: bool,
@@ -102,6 +112,20 @@ impl Builder {
         self
     }
 
+    /// Each control-plane node keeps its volume on a [`Disk`] of its own.
+    #[must_use]
+    pub fn disks(mut self) -> Self {
+        self.disks = true;
+        self
+    }
+
+    /// Control-plane nodes are reached through [`Links`].
+    #[must_use]
+    pub fn links(mut self) -> Self {
+        self.links = true;
+        self
+    }
+
     /// Name of the cluster in its certificates.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
@@ -119,6 +143,11 @@ impl Builder {
                 Ok(ControlPlane {
                     name: format!("control-plane-{number}"),
                     listen: ports::free()?,
+                    advertise: if self.links {
+                        Some(ports::free()?)
+                    } else {
+                        None
+                    },
                     metrics: ports::free()?,
                 })
             })
@@ -177,12 +206,28 @@ impl Builder {
         let folder = tempfile::Builder::new().prefix("sealane-").tempdir()?;
         let layout = self.layout(folder.path())?;
         layout.write()?;
+        let mut disks = BTreeMap::new();
+        if self.disks {
+            for node in &layout.control_planes {
+                disks.insert(node.name.clone(), Disk::mount(&layout.data(&node.name))?);
+            }
+        }
+        let mut links = self.links.then(Links::new);
+        if let Some(links) = &mut links {
+            for node in &layout.control_planes {
+                links
+                    .open(&node.name, node.reached_at(), node.listen)
+                    .await?;
+            }
+        }
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let sink = Sink::start(SinkConfig::at(anywhere, folder.path().join("sink"))).await?;
         Ok(Cluster {
             layout,
             sink,
             processes: BTreeMap::new(),
+            disks,
+            links,
             folder: Some(folder),
             passed: false,
             _turn: turn,
@@ -203,6 +248,8 @@ impl Cluster {
             next_hop: None,
             cluster: "test".to_owned(),
             bare: false,
+            disks: false,
+            links: false,
         }
     }
 
@@ -228,6 +275,9 @@ impl Cluster {
 
     fn spawn(&mut self, name: &str) -> Result<()> {
         let child = self.layout.spec(name)?.spawn(Lifetime::WithParent)?;
+        if let Some(links) = &self.links {
+            links.runs(name, child.id());
+        }
         self.processes.insert(name.to_owned(), Running::new(child));
         Ok(())
     }
@@ -453,6 +503,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.processes.clear();
+        self.keep_damaged_volumes();
+        self.disks.clear();
         if !self.passed || std::env::var_os("SEALANE_KEEP").is_some() {
             println!(
                 "logs and configuration stay in {}",

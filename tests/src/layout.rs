@@ -26,7 +26,18 @@ use crate::tools;
 pub struct ControlPlane {
     pub name: String,
     pub listen: SocketAddr,
+    /// Where others reach it, if that is not where it listens.
+    #[serde(default)]
+    pub advertise: Option<SocketAddr>,
     pub metrics: SocketAddr,
+}
+
+impl ControlPlane {
+    /// Where others reach it.
+    #[must_use]
+    pub fn reached_at(&self) -> SocketAddr {
+        self.advertise.unwrap_or(self.listen)
+    }
 }
 
 /// One relay node.
@@ -238,7 +249,7 @@ impl Layout {
             .control_planes
             .iter()
             .filter(|other| other.name != node.name)
-            .map(|other| format!("\"{}\"", other.listen))
+            .map(|other| format!("\"{}\"", other.reached_at()))
             .collect();
         let bootstrap = self
             .control_planes
@@ -246,11 +257,12 @@ impl Layout {
             .is_some_and(|first| first.name == node.name);
         let replicas = if self.control_planes.len() >= 3 { 3 } else { 1 };
         format!(
-            "name: {name}\nlisten: \"{listen}\"\nadvertise: \"{listen}\"\ndataDir: {data}\nhostname: {cluster}.example\n\
+            "name: {name}\nlisten: \"{listen}\"\nadvertise: \"{advertise}\"\ndataDir: {data}\nhostname: {cluster}.example\n\
              lease: {lease}\nmetricsListen: \"{metrics}\"\ncluster:\n  bootstrap: {bootstrap}\n  peers: [{peers}]\n  \
              shards: {shards}\n  replicas: {replicas}\n{identity}{telemetry}",
             name = node.name,
             listen = node.listen,
+            advertise = node.reached_at(),
             data = quoted(&self.data(&node.name)),
             cluster = self.cluster,
             lease = self.settings.lease,
@@ -269,7 +281,7 @@ impl Layout {
             .control_planes
             .iter()
             .take(self.founders)
-            .map(|node| format!("\"{}\"", node.listen))
+            .map(|node| format!("\"{}\"", node.reached_at()))
             .collect();
         format!(
             "name: {name}\nhostname: {name}.{cluster}.example\nlisteners:\n  mx: \"{mx}\"\n  submission: \"{submission}\"\n  \

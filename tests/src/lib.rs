@@ -16,15 +16,18 @@
 //! [`ledger::Ledger::judge`].
 
 pub mod capture;
+pub mod chaos;
 pub mod cluster;
 pub mod collector;
 pub mod dev;
 pub mod layout;
 pub mod ledger;
+pub mod links;
 pub mod load;
 pub mod policy;
 pub mod ports;
 pub mod postfix;
+pub mod powerloss;
 pub mod process;
 pub mod sink;
 pub mod smtp;

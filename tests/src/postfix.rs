@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 
 use crate::{ports, tls, tools};
 
@@ -99,9 +101,27 @@ impl Postfix {
             folder: folder.to_owned(),
             address,
         };
-        let started = tools::run(postfix.control().arg("start"));
-        started.with_context(|| postfix.log())?;
+        postfix.start_again()?;
         Ok(postfix)
+    }
+
+    /// Starts what [`Self::crash`] ended.
+    ///
+    /// # Errors
+    /// When it does not start; the error shows its log.
+    pub fn start_again(&self) -> Result<()> {
+        let started = tools::run(self.control().arg("start"));
+        started.with_context(|| self.log()).map(|_| ())
+    }
+
+    /// SIGKILL to every process of it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn crash(&self, master: u32) -> Result<()> {
+        // The master leads the process group of its daemons.
+        signal::killpg(Pid::from_raw(i32::try_from(master)?), Signal::SIGKILL)?;
+        Ok(())
     }
 
     fn control(&self) -> Command {

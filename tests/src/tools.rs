@@ -15,7 +15,13 @@ pub fn folder() -> Result<PathBuf> {
     if folder.ends_with("deps") {
         folder.pop();
     }
-    for name in ["control-plane", "relay-node", "sealane", "sealane-dev"] {
+    for name in [
+        "control-plane",
+        "relay-node",
+        "sealane",
+        "sealane-dev",
+        "sealane-powerloss-fs",
+    ] {
         if !folder.join(name).is_file() {
             bail!(
                 "{} is missing: run `cargo build --bins` first (make test does)",

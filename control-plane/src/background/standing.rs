@@ -1,8 +1,13 @@
-//! Whether this node still is a member. A node that was removed while it was away, or that nobody
+//! Whether this node still is a member, and whether its volume is what it was. A node that was removed while it was away, or that nobody
 //! speaks to any more, hears of it from nobody: it asks. Removal is for good, so any member's word is enough.
-use crate::{bootstrap, config::ControlPlaneConfig, raft::Groups};
+use crate::{
+    bootstrap,
+    config::ControlPlaneConfig,
+    raft::{Groups, codec},
+};
 use sealane_runtime::identity::Identity;
-use sealane_store::NodeIdentity;
+use sealane_store::{LogPosition, NodeIdentity, Store, StoreError};
+use sealane_types::GroupId;
 use sealane_wire::v1;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
@@ -13,12 +18,32 @@ const ASK: Duration = Duration::from_secs(1);
 /// How often a running node asks.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Whether one of the configured peers says that this volume's node was removed.
-pub(crate) async fn removed(
+/// What the peers that answered say of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// It is no member any more.
+    pub(crate) removed: bool,
+    /// How far it said that its logs are durable.
+    durable: Vec<(GroupId, LogPosition)>,
+}
+
+impl Standing {
+    /// Refuses a volume that is behind what this node once said of it: an old copy of the whole volume
+    /// looks right by itself. The leaders of the groups remember.
+    pub(crate) fn check(&self, store: &Store) -> Result<(), StoreError> {
+        for (group, last) in &self.durable {
+            store.check_against(*group, *last)?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks the configured peers, before this node takes part in anything.
+pub(crate) async fn before_start(
     config: &ControlPlaneConfig,
     tls: &Identity,
     identity: &NodeIdentity,
-) -> bool {
+) -> Standing {
     let peers = config.cluster.peers.iter().cloned().collect();
     ask(peers, tls, &identity.cluster_id, identity.node_id).await
 }
@@ -43,13 +68,18 @@ pub(crate) async fn run(
             .filter(|n| n.id != me && !known.refused(n.id));
         let mut addresses: BTreeSet<String> = others.map(|n| n.address.clone()).collect();
         addresses.extend(config.cluster.peers.iter().cloned());
-        if ask(addresses, &tls, groups.cluster_id(), me).await {
+        if ask(addresses, &tls, groups.cluster_id(), me).await.removed {
             groups.expel();
         }
     }
 }
 
-async fn ask(addresses: BTreeSet<String>, tls: &Identity, cluster_id: &str, node_id: u64) -> bool {
+async fn ask(
+    addresses: BTreeSet<String>,
+    tls: &Identity,
+    cluster_id: &str,
+    node_id: u64,
+) -> Standing {
     let mut questions = JoinSet::new();
     for address in addresses {
         let request = v1::IdentifyRequest {
@@ -60,18 +90,23 @@ async fn ask(addresses: BTreeSet<String>, tls: &Identity, cluster_id: &str, node
         questions.spawn(async move {
             let mut client = bootstrap::cluster_client(&address, &tls).ok()?;
             let reply = client.identify(request).await.ok()?.into_inner();
-            Some(reply.removed && reply.cluster_id == cluster_id)
+            (reply.cluster_id == cluster_id).then_some(reply)
         });
     }
-    let any = async {
+    let mut standing = Standing::default();
+    let all = async {
         while let Some(answer) = questions.join_next().await {
-            if matches!(answer, Ok(Some(true))) {
-                return true;
-            }
+            let Ok(Some(reply)) = answer else { continue };
+            standing.removed |= reply.removed;
+            let durable = reply.durable.iter();
+            standing.durable.extend(durable.filter_map(|one| {
+                let last = codec::log_id_from_wire(one.last.as_ref()?);
+                Some((GroupId(one.group), codec::position(&last)))
+            }));
         }
-        false
     };
-    tokio::time::timeout(ASK, any).await.unwrap_or(false)
+    let _not_all = tokio::time::timeout(ASK, all).await;
+    standing
 }
 
 /// Says what to do.

@@ -18,7 +18,7 @@ fn invalid(what: &str, why: impl std::fmt::Display) -> io::Error {
 
 // ---- positions
 
-pub(super) fn position(id: &LogId) -> LogPosition {
+pub(crate) fn position(id: &LogId) -> LogPosition {
     LogPosition {
         term: id.leader_id.term,
         node: id.leader_id.node_id,
@@ -44,7 +44,7 @@ pub(super) fn wire_log_id(id: &LogId) -> v1::LogId {
     }
 }
 
-pub(super) fn log_id_from_wire(id: &v1::LogId) -> LogId {
+pub(crate) fn log_id_from_wire(id: &v1::LogId) -> LogId {
     LogId::new(
         LeaderId {
             term: id.term,

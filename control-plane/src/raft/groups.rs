@@ -1,5 +1,6 @@
 //! All Raft groups of one control-plane node.
 use super::{
+    codec,
     gate::{self, Gate},
     instance::{Instance, Starter, nothing_settled},
     state_machine::{EffectBatch, StateMachine},
@@ -477,6 +478,15 @@ impl Group {
                 .map(|(node, at)| (*node, at.as_ref().map_or(0, |l| l.index)))
                 .collect(),
         }
+    }
+
+    /// How far another node said that its log of this group is durable, if this node leads it.
+    pub(crate) fn durable_at(&self, node: u64) -> Option<v1::LogId> {
+        self.leads()?;
+        let m = self.inner.raft().metrics();
+        let m = m.borrow_watched();
+        let at = m.replication.as_ref()?.get(&node)?.as_ref()?;
+        Some(codec::wire_log_id(at))
     }
 
     /// Members with their addresses.

@@ -1,7 +1,7 @@
 //! `Cluster`: joining, and proposals forwarded to the leader of a group.
 use crate::{
     bootstrap,
-    raft::{Committed, Groups, ProposeError},
+    raft::{Committed, Group, Groups, ProposeError},
 };
 use bytes::Bytes;
 use prost::Message;
@@ -110,6 +110,17 @@ pub(crate) struct ClusterRpc {
     pub(crate) proposer: Proposer,
 }
 
+/// What this node, as a leader, was told to be durable on another.
+fn durable(groups: &Groups, node: u64) -> Vec<v1::DurableLog> {
+    let of = |g: Group| {
+        Some(v1::DurableLog {
+            group: g.id().0,
+            last: Some(g.durable_at(node)?),
+        })
+    };
+    groups.iter().filter_map(of).collect()
+}
+
 #[tonic::async_trait]
 impl ClusterService for ClusterRpc {
     async fn join(
@@ -155,6 +166,11 @@ impl ClusterService for ClusterRpc {
             node_id: groups.node_id(),
             member: true,
             removed: ours && groups.registry().refused(asked.node_id),
+            durable: if ours {
+                durable(groups, asked.node_id)
+            } else {
+                Vec::new()
+            },
             ..v1::IdentifyReply::default()
         }))
     }

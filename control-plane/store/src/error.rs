@@ -8,7 +8,9 @@ pub enum StoreError {
     Io(String),
     /// A record is not what was written.
     #[error(
-        "{family} record {key} is damaged: {reason}. The volume lies: remove this node and join a fresh one"
+        "{family} record {key} is damaged: {reason}. Nothing on this volume can be trusted, and this node \
+         must not vote: give its places to another node (sealane node replace), or empty the volume and let \
+         it join as a new node"
     )]
     Corrupt {
         /// Column family or file.
@@ -18,13 +20,20 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+    /// RocksDB found damage, now or before an earlier end of this process.
+    #[error(
+        "the volume is damaged: {0}. Nothing on it can be trusted, and this node must not vote: give its \
+         places to another node (sealane node replace), or empty the volume and let it join as a new node"
+    )]
+    Damaged(String),
     /// An earlier write or sync failed.
     #[error("storage failed earlier and takes no more writes: {0}")]
     Poisoned(String),
     /// The volume is behind what this node had promised.
     #[error(
         "group {group}: the volume forgot {what}. It was restored from an old copy or lost synced data. \
-         This node must not vote: empty the volume and let it join as a new node"
+         This node must not vote: give its places to another node (sealane node replace), or empty the \
+         volume and let it join as a new node"
     )]
     Lost {
         /// The group.
@@ -40,6 +49,23 @@ pub enum StoreError {
         /// Ours.
         known: u8,
     },
+}
+
+impl StoreError {
+    /// Whether the volume holds something else than what was written to it.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Damaged(_))
+    }
+}
+
+impl StoreError {
+    /// Whether the volume must not be opened again.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        match self {
+            Self::Io(text) => !text.contains("No space left on device"),
+            other => other.is_damage(),
+        }
+    }
 }
 
 impl From<std::io::Error> for StoreError {

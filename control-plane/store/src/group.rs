@@ -74,6 +74,10 @@ impl GroupStore {
 
     /// Both ends of the log.
     pub fn log_state(&self) -> Result<LogState, StoreError> {
+        self.core.noticed(self.read_log_state())
+    }
+
+    fn read_log_state(&self) -> Result<LogState, StoreError> {
         let purged = self.purged()?;
         let last = self.core.engine.last(Range {
             family: LOG,
@@ -175,13 +179,22 @@ impl GroupStore {
         end: u64,
         max_bytes: usize,
     ) -> Result<Vec<StoredEntry>, StoreError> {
-        let mut out = Vec::new();
         if start >= end {
-            return Ok(out);
+            return Ok(Vec::new());
         }
         if let Some(recent) = self.recent().read(start, end, max_bytes) {
             return Ok(recent);
         }
+        self.core.noticed(self.read_stored(start, end, max_bytes))
+    }
+
+    fn read_stored(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError> {
+        let mut out = Vec::new();
         let range = Range {
             family: LOG,
             from: &index_key(self.id(), start),

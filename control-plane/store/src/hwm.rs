@@ -20,7 +20,7 @@ use std::{
 const NAME: &str = "high-water";
 const SLOT: u64 = 32 << 10;
 const MAGIC: &[u8; 4] = b"SLHW";
-/// How often the file is written at most.
+/// How often the file is written while there is always something to sync.
 const EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct HighWater {
     pub(crate) marks: BTreeMap<GroupId, Mark>,
     written: Instant,
     clock: fn() -> Instant,
+    /// Something was noted since.
+    pending: bool,
 }
 
 impl HighWater {
@@ -52,20 +54,31 @@ impl HighWater {
             marks,
             written: clock(),
             clock,
+            pending: false,
         })
     }
 
-    /// Notes what a sync covered; writes the file when it is old.
+    /// Notes what a sync covered; writes the file when it is old. Otherwise [`Self::rest`] does.
     pub(crate) fn note(&mut self, writes: impl Iterator<Item = (GroupId, Wrote)>) {
         for (group, wrote) in writes {
             let mark = self.marks.entry(group).or_default();
             match wrote {
                 Wrote::Log(p) => mark.last = Some(p),
                 Wrote::Vote(v) => mark.vote = Some(v),
-                Wrote::Nothing => {}
+                Wrote::Nothing => continue,
             }
+            self.pending = true;
         }
         if (self.clock)().duration_since(self.written) >= EVERY
+            && let Err(e) = self.write(false)
+        {
+            tracing::warn!(error = %e, "high-water mark not written");
+        }
+    }
+
+    /// Nothing is to be synced now: what was noted last is not left out until something is.
+    pub(crate) fn rest(&mut self) {
+        if self.pending
             && let Err(e) = self.write(false)
         {
             tracing::warn!(error = %e, "high-water mark not written");
@@ -115,6 +128,7 @@ impl HighWater {
             self.file.sync()?;
         }
         self.written = (self.clock)();
+        self.pending = false;
         Ok(())
     }
 

@@ -14,7 +14,10 @@ use std::path::Path;
 
 impl From<rocksdb::Error> for StoreError {
     fn from(e: rocksdb::Error) -> Self {
-        Self::Io(e.to_string())
+        match e.kind() {
+            rocksdb::ErrorKind::Corruption => Self::Damaged(e.to_string().trim().to_owned()),
+            _ => Self::Io(e.to_string()),
+        }
     }
 }
 

@@ -80,9 +80,11 @@ impl GroupStore {
         let pinned = self.core.engine.pin();
         let key = meta_key(self.id(), Meta::Applied);
         let applied = pinned
-            .get(META, &key)?
+            .get(META, &key)
+            .map_err(|e| self.core.notice(e))?
             .map(|v| unframe(META, &key, v).and_then(Applied::decode))
-            .transpose()?
+            .transpose()
+            .map_err(|e| self.core.notice(e))?
             .unwrap_or_default();
         let last = applied.last.map_or(0, |p| p.index);
         sink(Export::Start(applied))?;
@@ -120,17 +122,18 @@ impl GroupStore {
         };
         // A refusal of the sink ends the scan, and is what is returned.
         let mut refused = Ok(());
-        pinned.scan(range(SM, &sm.0, &sm.1), &mut |key, value| {
+        let read = pinned.scan(range(SM, &sm.0, &sm.1), &mut |key, value| {
             refused = push(Some(SnapshotRecord {
                 table: key.get(4).copied().unwrap_or_default(),
                 key: Bytes::copy_from_slice(key).slice(5..),
                 value: unframe(SM, key, value.to_vec())?,
             }));
             Ok(refused.is_ok())
-        })?;
+        });
+        self.core.noticed(read)?;
         refused?;
         let mut refused = Ok(());
-        pinned.scan(range(BODY, &bodies.0, &bodies.1), &mut |key, value| {
+        let read = pinned.scan(range(BODY, &bodies.0, &bodies.1), &mut |key, value| {
             if pinned.has(BODY_GC, key)? {
                 return Ok(true);
             }
@@ -140,7 +143,8 @@ impl GroupStore {
                 value: unframe(BODY, key, value.to_vec())?,
             }));
             Ok(refused.is_ok())
-        })?;
+        });
+        self.core.noticed(read)?;
         refused?;
         push(None)?;
         sink(Export::End(count, digest.finalize().into()))

@@ -6,6 +6,7 @@ use crate::{
     group::{GroupShared, GroupStore},
     hwm::HighWater,
     layout::{self, Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
+    log::LogPosition,
     rocks::Rocks,
     snapshot,
     syncer::{Drive, OnFatal, Pump, Syncer},
@@ -108,10 +109,25 @@ impl Core {
         family: &'static str,
         key: &[u8],
     ) -> Result<Option<bytes::Bytes>, StoreError> {
-        self.engine
-            .get(family, key)?
-            .map(|v| unframe(family, key, v))
-            .transpose()
+        let read = || {
+            let value = self.engine.get(family, key)?;
+            value.map(|v| unframe(family, key, v)).transpose()
+        };
+        self.noticed(read())
+    }
+
+    /// A volume on which a read finds damage takes part in nothing any more, and does not come back: who
+    /// serves the rest of it would answer for what it lost. Others have copies.
+    pub(crate) fn noticed<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        read.map_err(|e| self.notice(e))
+    }
+
+    /// The same for an error on its way.
+    pub(crate) fn notice(&self, e: StoreError) -> StoreError {
+        if e.is_damage() {
+            self.syncer.poison(&e);
+        }
+        e
     }
 
     /// Writes a batch of about so many octets to WAL buffer and memtable, unsynced. A failure is final.
@@ -172,10 +188,12 @@ impl Core {
 
 impl Store {
     /// Opens or creates the volume at `dir`; finishes what a crash interrupted; refuses a volume that forgot.
-    pub fn open(dir: &Path, options: Options) -> Result<Self, StoreError> {
+    pub fn open(dir: &Path, mut options: Options) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
         let files = Arc::new(Folder(dir.to_owned()));
         check_format(files.as_ref())?;
+        check_damaged(dir)?;
+        options.on_fatal = marking(dir, options.on_fatal);
         let engine = Rocks::open(&files.path().join(DB_NAME), &options)?;
         Self::assemble(Arc::new(engine), files, options)
     }
@@ -244,6 +262,23 @@ impl Store {
             )?;
         }
         snapshot::remove_orphans(self.core.files.as_ref())
+    }
+
+    /// Refuses a volume whose log is behind what a peer got from this node as durable: an old copy of
+    /// the whole volume holds an old high-water mark too.
+    ///
+    /// # Errors
+    /// [`StoreError::Lost`].
+    pub fn check_against(&self, group: GroupId, durable: LogPosition) -> Result<(), StoreError> {
+        let state = self.group(group).log_state()?;
+        let last = state.last.or(state.purged);
+        if last < Some(durable) {
+            return Err(StoreError::Lost {
+                group: group.0,
+                what: format!("log entries (has {last:?}, a peer was given {durable:?})"),
+            });
+        }
+        Ok(())
     }
 
     /// The volume's identity, once it has one.
@@ -355,6 +390,44 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.core.syncer.shutdown();
+    }
+}
+
+/// Its text is the damage that was found.
+const DAMAGED: &str = "DAMAGED";
+
+/// Writes down why this volume must not be used again, then does what was to be done. After a failed
+/// sync the kernel may show what the disk never got (P4): whoever opens it next cannot know. A full
+/// disk is no damage.
+fn marking(dir: &Path, then: OnFatal) -> OnFatal {
+    let dir = dir.to_owned();
+    Arc::new(move |e| {
+        if e.is_suspicious()
+            && let Err(unwritten) = mark_damaged(&dir, e)
+        {
+            tracing::warn!(error = %unwritten, "the damage is not written down");
+        }
+        then(e);
+    })
+}
+
+fn mark_damaged(dir: &Path, damage: &StoreError) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(dir.join(DAMAGED))?;
+    file.write_all(damage.to_string().as_bytes())?;
+    file.sync_all()?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// What was found damaged once is not tried again: the next reader may be one who does not notice.
+fn check_damaged(dir: &Path) -> Result<(), StoreError> {
+    match std::fs::read(dir.join(DAMAGED)) {
+        Ok(found) => {
+            let found = String::from_utf8_lossy(&found).into_owned();
+            let first = found.split(". Nothing on").next().unwrap_or_default();
+            Err(StoreError::Damaged(format!("found earlier: {first}")))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -195,6 +195,13 @@ impl Shared {
         }
     }
 
+    /// With nothing to sync the high-water mark gets what it lacks.
+    fn note_rest(&self) {
+        if self.lock().items.is_empty() {
+            self.hwm.lock().expect("no panic while held").rest();
+        }
+    }
+
     /// The thread.
     fn run(&self) {
         let mut pace = Pace::default();
@@ -202,6 +209,7 @@ impl Shared {
             if let Some(rest) = pace.rest() {
                 std::thread::sleep(rest);
             }
+            self.note_rest();
             let (items, closed) = {
                 let mut q = self.lock();
                 while q.items.is_empty() && !q.closed {
@@ -368,6 +376,7 @@ impl Pump {
             self.pace = Pace::default();
             return Next::Rest(rest);
         }
+        self.shared.note_rest();
         let mut q = self.shared.lock();
         if q.items.is_empty() {
             return if q.closed { Next::Closed } else { Next::Idle };

@@ -411,6 +411,52 @@ fn a_flipped_bit_in_a_record_is_noticed() {
         g.read_entries(1, 2, 100),
         Err(StoreError::Corrupt { .. })
     ));
+    // It takes no more part, and it does not come back.
+    assert!(matches!(
+        g.append(vec![entry(2, b"y")], Box::new(|_| ())),
+        Err(StoreError::Poisoned(_))
+    ));
+    drop((g, s));
+    let again = Store::open(dir.path(), Options::default()).unwrap_err();
+    assert!(matches!(again, StoreError::Damaged(_)), "{again}");
+    assert!(
+        again.to_string().contains("sealane node replace"),
+        "{again}"
+    );
+}
+
+#[test]
+fn what_was_synced_last_is_in_the_high_water_mark_when_nothing_is_left_to_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    s.set_identity(&identity()).unwrap();
+    let g = s.group(GroupId(1));
+    append(&g, vec![entry(1, b"x")]);
+    let mark = dir.path().join("high-water");
+    // Long before the next write that is due by time.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_millis(500);
+    while std::fs::read(&mark).unwrap().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "not written");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_volume_behind_what_a_peer_was_given_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    append(&g, vec![entry(1, b"x"), entry(2, b"y")]);
+    s.check_against(GroupId(1), at(2)).unwrap();
+    let refused = s.check_against(GroupId(1), at(3)).unwrap_err();
+    assert!(
+        matches!(refused, StoreError::Lost { group: 1, .. }),
+        "{refused}"
+    );
+    assert!(
+        refused.to_string().contains("sealane node replace"),
+        "{refused}"
+    );
 }
 
 #[test]

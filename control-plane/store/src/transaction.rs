@@ -73,6 +73,17 @@ impl Reader {
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let core = &self.group.core;
+        core.noticed(self.rows_unnoticed(table, start, end, limit))
+    }
+
+    fn rows_unnoticed(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let core = &self.group.core;
         let from = sm_key(self.group.id(), table as u8, start);
         let upper = if end.is_empty() {
             sm_key(self.group.id(), table as u8 + 1, b"")

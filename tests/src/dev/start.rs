@@ -74,6 +74,7 @@ fn plan(folder: &RunFolder, args: &RunArgs) -> Result<State> {
             Ok(ControlPlane {
                 name: format!("control-plane-{}", index + 1),
                 listen: address(args.control_port, index)?,
+                advertise: None,
                 metrics: address(args.metrics_port, index)?,
             })
         })
