@@ -3,6 +3,7 @@ pub(crate) mod compaction;
 pub(crate) mod dispatch;
 pub(crate) mod leadership;
 pub(crate) mod membership;
+pub(crate) mod readiness;
 pub(crate) mod reclaim;
 pub(crate) mod report;
 pub(crate) mod standing;

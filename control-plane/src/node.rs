@@ -5,7 +5,7 @@ use crate::{
         compaction,
         dispatch::Dispatch,
         leadership::{self, LeaderClaims},
-        membership, reclaim, report, standing,
+        membership, readiness, reclaim, report, standing,
         tokens::TokenKeeper,
     },
     bootstrap,
@@ -34,10 +34,9 @@ use sealane_store::{Options, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1::{
     self, admin_server::AdminServer, backup_server::BackupServer, cluster_server::ClusterServer,
-    command::Op, node_record::State, policy_server::PolicyServer, queue_server::QueueServer,
+    command::Op, policy_server::PolicyServer, queue_server::QueueServer,
 };
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -124,7 +123,7 @@ pub async fn serve_on(
     standing
         .check(&store)
         .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
-        let listener = Listener::bind(config.listen)
+    let listener = Listener::bind(config.listen)
         .await
         .with_context(|| format!("listen: {}", config.listen))?;
     tracing::info!(node_id = membership.identity.node_id, cluster = %membership.identity.cluster_id, "starting");
@@ -286,7 +285,7 @@ pub async fn serve_on(
     if membership.founder {
         found(config, &groups, &proposer, &membership.identity).await?;
     }
-    tasks.spawn(readiness(
+    tasks.spawn(readiness::keep(
         groups.clone(),
         ready_tx,
         health_reporter,
@@ -363,109 +362,10 @@ async fn found(
     Ok(())
 }
 
-/// Replicas of this node that could take over now. One that came back late or was stopped is of no use to
-/// a quorum before it has what the others have: who restarts nodes one after the other waits for it.
-#[derive(Debug, Default)]
-struct Current(BTreeSet<GroupId>);
-
-impl Current {
-    /// A replica that is current may be so many entries behind, at most.
-    const LOST: u64 = 20_000;
-    /// One that is not becomes so when it is so many entries behind, at most.
-    const CAUGHT_UP: u64 = 500;
-
-    fn note(&mut self, id: GroupId, behind: Option<u64>) -> bool {
-        let allowed = if self.0.contains(&id) {
-            Self::LOST
-        } else {
-            Self::CAUGHT_UP
-        };
-        let current = behind.is_some_and(|n| n <= allowed);
-        if current {
-            self.0.insert(id);
-        } else {
-            self.0.remove(&id);
-        }
-        current
-    }
-}
-
-/// Ready: the metadata group has a leader and counts this node, and so does every group that is placed
-/// here, with all its replicas, and this node's replica is current. A group on its way to this node is ready as
-/// long as it is whole where it is.
-fn is_ready(groups: &Groups, current: &mut Current) -> bool {
-    let (me, registry) = (groups.node_id(), groups.registry());
-    let full = |voters: usize| voters >= usize::try_from(groups.replicas()).unwrap_or(usize::MAX);
-    if groups.removed() || registry.state(me) == State::Unspecified {
-        return false;
-    }
-    groups.iter().all(|g| {
-        let v = g.view();
-        let meta = g.id() == GroupId::META;
-        let member = v.voters.contains(&me) || v.learners.contains(&me);
-        if member && (meta || v.voters.contains(&me)) && !registry.left_out(g.id(), me) {
-            return current.note(g.id(), v.behind)
-                && v.leader.is_some()
-                && full(v.voters.len())
-                && (v.leader != Some(me) || g.leading().is_some());
-        }
-        let placed = registry.placement.get(&g.id());
-        let placed = placed.is_some_and(|p| p.contains(&me));
-        let elsewhere = registry.reports.get(&g.id());
-        !meta && (!placed || elsewhere.is_some_and(|r| full(r.voters.len())))
-    })
-}
-
-async fn readiness(
-    groups: Arc<Groups>,
-    ready: watch::Sender<bool>,
-    health: tonic_health::server::HealthReporter,
-    stop: CancellationToken,
-) {
-    let mut current = Current::default();
-    loop {
-        let now = is_ready(&groups, &mut current);
-        if ready.send_if_modified(|r| std::mem::replace(r, now) != now) {
-            tracing::info!(ready = now, "readiness changed");
-            let status = if now {
-                tonic_health::ServingStatus::Serving
-            } else {
-                tonic_health::ServingStatus::NotServing
-            };
-            health.set_service_status("", status).await;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            () = stop.cancelled() => break,
-        }
-    }
-    ready.send_replace(false);
-    health
-        .set_service_status("", tonic_health::ServingStatus::NotServing)
-        .await;
-}
-
 /// A write that waits for the disk must not keep a worker from heartbeats.
 fn store_options() -> Options {
     Options {
         on_stall: std::sync::Arc::new(|write| tokio::task::block_in_place(write)),
         ..Options::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replica_is_current_once_it_has_caught_up_and_until_it_is_lost() {
-        let mut current = Current::default();
-        let mut note = |behind| current.note(GroupId(1), behind);
-        assert!(!note(None));
-        assert!(!note(Some(Current::LOST)));
-        assert!(note(Some(Current::CAUGHT_UP)));
-        assert!(note(Some(Current::LOST)));
-        assert!(!note(Some(Current::LOST + 1)));
-        assert!(!note(Some(Current::LOST)));
     }
 }
