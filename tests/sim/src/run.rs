@@ -192,7 +192,9 @@ impl Simulation<'_> {
                 let again = self.sim.elapsed() + RESTART;
                 self.restarts.insert(n, again);
             }
-            if let Some(why) = ended.filter(|_| !dying) {
+            // On a full volume a node does not start; it tries again.
+            let full = host.disk.lock().faults.full;
+            if let Some(why) = ended.filter(|_| !dying && !full) {
                 if host.disk.counts().flips > 0 {
                     self.report.count("damaged nodes that stepped out", 1);
                     continue;
