@@ -413,7 +413,7 @@ fn marking(dir: &Path, then: OnFatal) -> OnFatal {
 
 fn mark_damaged(dir: &Path, damage: &StoreError) -> std::io::Result<()> {
     let mut file = std::fs::File::create(dir.join(DAMAGED))?;
-    file.write_all(damage.to_string().as_bytes())?;
+    std::io::Write::write_all(&mut file, damage.to_string().as_bytes())?;
     file.sync_all()?;
     std::fs::File::open(dir)?.sync_all()
 }

@@ -69,10 +69,7 @@ impl SubmitClient {
         let turn = usize::try_from(world::now_ms() / TURN_MS).unwrap_or(0);
         let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
         let waiting = self.0.answers.waiting();
-        self.0
-            .leaders
-            .view()
-            .choose(turn, message, waiting)
+        self.0.leaders.view().choose(turn, message, waiting)
     }
 
     /// Waits until any shard has a leader; `None` at the deadline.
