@@ -16,6 +16,7 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,8 @@ pub(crate) struct HighWater {
     written: Instant,
     /// Something was noted since.
     pending: bool,
+    /// Ends the thread that syncs the file.
+    open: Arc<()>,
 }
 
 impl HighWater {
@@ -59,7 +62,27 @@ impl HighWater {
             marks,
             written: Instant::now(),
             pending: false,
+            open: Arc::default(),
         })
+    }
+
+    /// Syncs the file every [`EVERY`] for as long as it is open, away from the syncer: after a power loss the
+    /// mark is at most so old.
+    pub(crate) fn sync_regularly(&self) -> Result<(), StoreError> {
+        let file = self.file.try_clone()?;
+        let open = Arc::downgrade(&self.open);
+        std::thread::Builder::new()
+            .name("high-water".into())
+            .spawn(move || {
+                while open.strong_count() > 0 {
+                    std::thread::sleep(EVERY);
+                    if let Err(e) = file.sync_data() {
+                        tracing::warn!(error = %e, "high-water mark not synced");
+                        return;
+                    }
+                }
+            })?;
+        Ok(())
     }
 
     /// Notes what a sync covered; writes the file when it is old. Otherwise [`Self::rest`] does.

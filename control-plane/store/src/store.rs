@@ -188,7 +188,6 @@ fn db_options(o: &Options) -> rocksdb::Options {
     db.create_if_missing(true);
     db.create_missing_column_families(true);
     db.set_manual_wal_flush(true);
-    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     db.set_recycle_log_file_num(0);
     db.set_paranoid_checks(true);
     db.set_track_and_verify_wals_in_manifest(true);
@@ -234,6 +233,40 @@ fn family(name: &str, o: &Options, cache: &Cache) -> ColumnFamilyDescriptor {
     ColumnFamilyDescriptor::new(name, cf)
 }
 
+/// Opens the database; says what it found if the WAL had to be cut short.
+///
+/// A power loss leaves any part of what was not synced, in any order, so damage at the end of the WAL is
+/// ordinary: refusing it would keep nodes from starting after every outage. RocksDB cannot tell what was
+/// synced; the high-water mark can. So damage ends the WAL only where there is a mark to hold what is left
+/// against: whatever was promised before must be there (P14).
+fn open_database(
+    dir: &Path,
+    options: &Options,
+    cache: &Cache,
+    marked: bool,
+) -> Result<(DB, Option<StoreError>), StoreError> {
+    let open = |mode| {
+        let mut all = db_options(options);
+        all.set_wal_recovery_mode(mode);
+        let families = FAMILIES.iter().map(|f| family(f, options, cache));
+        DB::open_cf_descriptors(&all, dir.join("db"), families)
+    };
+    match open(DBRecoveryMode::TolerateCorruptedTailRecords) {
+        Ok(db) => Ok((db, None)),
+        Err(e) => {
+            let found = StoreError::from(e);
+            if !marked || !found.is_damage() {
+                return Err(found);
+            }
+            // If it is not the WAL, this finds the same.
+            match open(DBRecoveryMode::PointInTime) {
+                Ok(db) => Ok((db, Some(found))),
+                Err(_) => Err(found),
+            }
+        }
+    }
+}
+
 impl Store {
     /// Opens or creates the volume at `dir`; finishes what a crash interrupted; refuses a volume that forgot.
     pub fn open(dir: &Path, options: Options) -> Result<Self, StoreError> {
@@ -245,13 +278,11 @@ impl Store {
         // Few large parts: the callers are few.
         lru.set_num_shard_bits(2);
         let cache = Cache::new_lru_cache_opts(&lru);
-        let families = FAMILIES.iter().map(|f| family(f, &options, &cache));
-        let db = Arc::new(DB::open_cf_descriptors(
-            &db_options(&options),
-            dir.join("db"),
-            families,
-        )?);
-        let hwm = Arc::new(Mutex::new(HighWater::open(&dir.join("high-water"))?));
+        let hwm = HighWater::open(&dir.join("high-water"))?;
+        let (db, shortened) = open_database(dir, &options, &cache, !hwm.marks.is_empty())?;
+        let db = Arc::new(db);
+        hwm.sync_regularly()?;
+        let hwm = Arc::new(Mutex::new(hwm));
         let on_fatal = marking(dir, options.on_fatal.clone());
         let syncer = Syncer::start(db.clone(), hwm.clone(), on_fatal)?;
         let core = Arc::new(Core {
@@ -263,8 +294,18 @@ impl Store {
             groups: Mutex::default(),
         });
         let store = Self { core };
-        store.recover()?;
-        Ok(store)
+        let recovered = store.recover();
+        if let Some(why) = shortened {
+            // Opening it again would find a sound, shorter WAL: what is missing is written down now.
+            if let Err(e) = &recovered {
+                mark_damaged(dir, e)?;
+            }
+            tracing::warn!(
+                damage = %why,
+                "the WAL ended in damage: what was never synced is gone, as after a power loss"
+            );
+        }
+        recovered.map(|()| store)
     }
 
     /// Checks every group against the high-water mark and finishes interrupted snapshot installs.
