@@ -14,6 +14,7 @@ use bytes::Bytes;
 use sealane_types::GroupId;
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,8 @@ pub(crate) struct HighWater {
     clock: fn() -> Instant,
     /// Something was noted since.
     pending: bool,
+    /// Ends the thread that syncs the file.
+    open: Arc<()>,
 }
 
 impl HighWater {
@@ -55,7 +58,27 @@ impl HighWater {
             written: clock(),
             clock,
             pending: false,
+            open: Arc::default(),
         })
+    }
+
+    /// Syncs the file every [`EVERY`] for as long as it is open, away from the syncer: after a power loss the
+    /// mark is at most so old.
+    pub(crate) fn sync_regularly(&self, files: &dyn Files) -> Result<(), StoreError> {
+        let file = files.open(NAME, How::Keep)?;
+        let open = Arc::downgrade(&self.open);
+        std::thread::Builder::new()
+            .name("high-water".into())
+            .spawn(move || {
+                while open.strong_count() > 0 {
+                    std::thread::sleep(EVERY);
+                    if let Err(e) = file.sync() {
+                        tracing::warn!(error = %e, "high-water mark not synced");
+                        return;
+                    }
+                }
+            })?;
+        Ok(())
     }
 
     /// Notes what a sync covered; writes the file when it is old. Otherwise [`Self::rest`] does.

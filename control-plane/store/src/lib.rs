@@ -11,8 +11,9 @@
 //! - The log of a group is earlier in the WAL than the state it produced: after a crash the state
 //!   is never ahead of the log.
 //! - A body is deleted when nothing refers to it **and** its log entry is purged.
-//! - Damage in the middle of the WAL is an error, only a torn tail is tolerated (P14).
-//! - The high-water mark file tells a volume that forgot what it had promised.
+//! - Damage ends the WAL only if everything that was promised is before it: the high-water mark file tells
+//!   a volume that forgot (P14). It is written after each sync and synced every second.
+//! - Damage that a read finds ends the process, and the volume is refused from then on.
 //!
 //! It is the only user of RocksDB and knows nothing of Raft's algorithm. What it needs of RocksDB and of
 //! the file system are two small seams ([`engine`], [`files`]), so that a simulation can lose power.

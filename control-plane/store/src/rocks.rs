@@ -39,18 +39,42 @@ fn handle(db: &DB, family: Family) -> &ColumnFamily {
 }
 
 impl Rocks {
-    pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self, StoreError> {
+    /// Opens the database; says what it found if the WAL had to be cut short.
+    ///
+    /// A power loss leaves any part of what was not synced, in any order, so damage at the end of the WAL is
+    /// ordinary: refusing it would keep nodes from starting after every outage. RocksDB cannot tell what was
+    /// synced; the high-water mark can. So damage ends the WAL only where there is a mark (`marked`) to hold
+    /// what is left against: whatever was promised before must be there (P14).
+    pub(crate) fn open(
+        dir: &Path,
+        options: &Options,
+        marked: bool,
+    ) -> Result<(Self, Option<StoreError>), StoreError> {
         let mut lru = LruCacheOptions::default();
         lru.set_capacity(options.cache);
         // Few large parts: the callers are few.
         lru.set_num_shard_bits(2);
         let cache = Cache::new_lru_cache_opts(&lru);
-        let families = FAMILIES.iter().map(|f| family(f, options, &cache));
-        Ok(Self(DB::open_cf_descriptors(
-            &db_options(options),
-            dir,
-            families,
-        )?))
+        let open = |mode| {
+            let mut all = db_options(options);
+            all.set_wal_recovery_mode(mode);
+            let families = FAMILIES.iter().map(|f| family(f, options, &cache));
+            DB::open_cf_descriptors(&all, dir, families)
+        };
+        match open(DBRecoveryMode::TolerateCorruptedTailRecords) {
+            Ok(db) => Ok((Self(db), None)),
+            Err(e) => {
+                let found = StoreError::from(e);
+                if !marked || !found.is_damage() {
+                    return Err(found);
+                }
+                // If it is not the WAL, this finds the same.
+                match open(DBRecoveryMode::PointInTime) {
+                    Ok(db) => Ok((Self(db), Some(found))),
+                    Err(_) => Err(found),
+                }
+            }
+        }
     }
 }
 
@@ -165,7 +189,6 @@ fn db_options(o: &Options) -> rocksdb::Options {
     db.create_if_missing(true);
     db.create_missing_column_families(true);
     db.set_manual_wal_flush(true);
-    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     db.set_recycle_log_file_num(0);
     db.set_paranoid_checks(true);
     db.set_track_and_verify_wals_in_manifest(true);

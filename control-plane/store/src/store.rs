@@ -194,8 +194,22 @@ impl Store {
         check_format(files.as_ref())?;
         check_damaged(dir)?;
         options.on_fatal = marking(dir, options.on_fatal);
-        let engine = Rocks::open(&files.path().join(DB_NAME), &options)?;
-        Self::assemble(Arc::new(engine), files, options)
+        let hwm = HighWater::open(files.as_ref(), options.clock)?;
+        let marked = !hwm.marks.is_empty();
+        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options, marked)?;
+        hwm.sync_regularly(files.as_ref())?;
+        let opened = Self::assemble(Arc::new(engine), files, hwm, options);
+        if let Some(why) = shortened {
+            // Opening it again would find a sound, shorter WAL: what is missing is written down now.
+            if let Err(e) = &opened {
+                mark_damaged(dir, e)?;
+            }
+            tracing::warn!(
+                damage = %why,
+                "the WAL ended in damage: what was never synced is gone, as after a power loss"
+            );
+        }
+        opened
     }
 
     /// The same on another database and other files: see [`crate::engine`].
@@ -205,15 +219,16 @@ impl Store {
         options: Options,
     ) -> Result<Self, StoreError> {
         check_format(files.as_ref())?;
-        Self::assemble(engine, files, options)
+        let hwm = HighWater::open(files.as_ref(), options.clock)?;
+        Self::assemble(engine, files, hwm, options)
     }
 
     fn assemble(
         engine: Arc<dyn Engine>,
         files: Arc<dyn Files>,
+        hwm: HighWater,
         options: Options,
     ) -> Result<Self, StoreError> {
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
         let hwm = Arc::new(Mutex::new(hwm));
         let syncer = Syncer::start(engine.clone(), hwm.clone(), options.on_fatal, options.drive)?;
         let core = Arc::new(Core {

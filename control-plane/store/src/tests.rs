@@ -441,6 +441,75 @@ fn what_was_synced_last_is_in_the_high_water_mark_when_nothing_is_left_to_sync()
     }
 }
 
+/// The WAL of a store that was closed after 50 entries, all of them in the high-water mark.
+fn closed_with_wal(dir: &Path) -> (std::path::PathBuf, Vec<u8>) {
+    let s = open(dir);
+    s.set_identity(&identity()).unwrap();
+    let g = s.group(GroupId(1));
+    for index in 1..=50 {
+        append(&g, vec![entry(index, &[b'x'; 1000])]);
+    }
+    s.shutdown();
+    drop((g, s));
+    let files = std::fs::read_dir(dir.join("db")).unwrap();
+    let logs = files.map(|f| f.unwrap().path());
+    let wal = logs
+        .filter(|f| f.extension().is_some_and(|e| e == "log"))
+        .max_by_key(|f| std::fs::metadata(f).unwrap().len())
+        .unwrap();
+    let octets = std::fs::read(&wal).unwrap();
+    assert!(octets.len() > 50_000);
+    (wal, octets)
+}
+
+fn open_again(dir: &Path) -> Result<Store, StoreError> {
+    let options = Options {
+        on_fatal: Arc::new(|_| ()),
+        ..Options::default()
+    };
+    Store::open(dir, options)
+}
+
+#[test]
+fn damage_behind_all_that_was_promised_ends_the_wal_as_a_power_loss_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, mut octets) = closed_with_wal(dir.path());
+    // Whole records whose checksum is wrong: sectors of an unsynced write that came out of order.
+    for _ in 0..10 {
+        octets.extend_from_slice(&[1, 2, 3, 4, 100, 0, 1]);
+        octets.extend_from_slice(&[7; 100]);
+    }
+    std::fs::write(&wal, octets).unwrap();
+    let s = open_again(dir.path()).unwrap();
+    let last = s.group(GroupId(1)).log_state().unwrap().last;
+    assert_eq!(last, Some(at(50)));
+}
+
+#[test]
+fn damage_before_something_promised_is_refused_and_refused_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, mut octets) = closed_with_wal(dir.path());
+    let middle = octets.len() / 2;
+    octets[middle] ^= 1;
+    std::fs::write(&wal, octets).unwrap();
+    let first = open_again(dir.path()).unwrap_err();
+    assert!(matches!(first, StoreError::Lost { .. }), "{first}");
+    let second = open_again(dir.path()).unwrap_err();
+    assert!(matches!(second, StoreError::Damaged(_)), "{second}");
+}
+
+#[test]
+fn damage_in_the_wal_of_a_volume_without_marks_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, mut octets) = closed_with_wal(dir.path());
+    std::fs::write(dir.path().join("high-water"), b"").unwrap();
+    let end = octets.len() - 500;
+    octets[end] ^= 1;
+    std::fs::write(&wal, octets).unwrap();
+    let refused = open_again(dir.path()).unwrap_err();
+    assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+}
+
 #[test]
 fn a_volume_behind_what_a_peer_was_given_is_refused() {
     let dir = tempfile::tempdir().unwrap();

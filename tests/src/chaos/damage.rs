@@ -54,6 +54,8 @@ enum Demand {
     RefuseWhenRead,
     /// Only what watches is damaged: the node goes on.
     GoOn,
+    /// Refuse if the record was a promise; go on without it if not.
+    Either,
 }
 
 impl Damage {
@@ -75,6 +77,7 @@ impl Damage {
         match self {
             Self::Table | Self::Blob => Demand::RefuseWhenRead,
             Self::HighWater => Demand::GoOn,
+            Self::WalTail | Self::WalTailAfterKill => Demand::Either,
             _ => Demand::Refuse,
         }
     }
@@ -113,7 +116,7 @@ pub async fn run(damages: &[Damage]) -> Result<Quantities> {
             }
         }
         quantities.took_effect(&format!("{damage:?}"));
-        if damage.demand() == Demand::GoOn {
+        if cluster.pid(victim).is_ok() {
             members.push(victim);
             continue;
         }
@@ -214,6 +217,13 @@ async fn one(
         return Ok(format!("{what}; it goes on"));
     }
     let said = match damage.demand() {
+        Demand::Either => match cluster.ended(victim, from, Duration::from_secs(8)).await {
+            Ok(said) => said,
+            Err(_) => {
+                cluster.ready(victim, LONG).await?;
+                return Ok(format!("{what}; no promise is missing, it goes on"));
+            }
+        },
         Demand::Refuse => cluster.ended(victim, from, Duration::from_secs(20)).await?,
         _ => match cluster.ended(victim, from, UNREAD / 2).await {
             Ok(said) => said,
