@@ -5,7 +5,7 @@ use crate::{
     files::{Files, Folder, How},
     group::{GroupShared, GroupStore},
     hwm::HighWater,
-    layout::{self, Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
+    layout::{Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
     log::LogPosition,
     rocks::Rocks,
     snapshot,
@@ -448,37 +448,33 @@ fn check_damaged(dir: &Path) -> Result<(), StoreError> {
 
 /// The volume says which format it has before anything of it is read.
 fn check_format(files: &dyn Files) -> Result<(), StoreError> {
-    match files.open(FORMAT, How::Read) {
+    let stated = match files.open(FORMAT, How::Read) {
         Ok(file) => {
             let mut version = [0];
-            let n = file.read_at(&mut version, 0)?;
-            match version {
-                [VERSION] if n == 1 => Ok(()),
-                [v] if n == 1 => Err(StoreError::Format {
-                    found: v,
-                    known: VERSION,
-                }),
-                _ => Err(StoreError::Corrupt {
-                    family: "FORMAT",
-                    key: layout::hex(&[]),
-                    reason: "empty".into(),
-                }),
-            }
+            (file.read_at(&mut version, 0)? == 1).then_some(version)
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            if files.names()?.iter().any(|n| n == DB_NAME) {
-                return Err(StoreError::Format {
-                    found: 0,
-                    known: VERSION,
-                });
-            }
-            // Durable before the database exists: a volume without it would be refused.
-            let file = files.open(FORMAT, How::New)?;
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e.into()),
+    };
+    let database = files.names()?.iter().any(|n| n == DB_NAME);
+    match stated {
+        Some([VERSION]) => Ok(()),
+        Some([found]) => Err(StoreError::Format {
+            found,
+            known: VERSION,
+        }),
+        None if database => Err(StoreError::Format {
+            found: 0,
+            known: VERSION,
+        }),
+        // The first start, or another one after it ended before the octet was on the disk. Durable before
+        // the database exists: a volume without it would be refused.
+        None => {
+            let file = files.open(FORMAT, How::Keep)?;
             file.write_at(&[VERSION], 0)?;
             file.sync()?;
             files.sync_names()?;
             Ok(())
         }
-        Err(e) => Err(e.into()),
     }
 }

@@ -352,6 +352,16 @@ fn a_forgotten_replica_is_empty_keeps_its_vote_and_can_be_filled_again() {
     assert_eq!(g.read_entries(1, 3, usize::MAX).unwrap().len(), 2);
 }
 
+#[test]
+fn a_first_start_that_ended_early_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("FORMAT"), b"").unwrap();
+    drop(open(dir.path()));
+    std::fs::write(dir.path().join("FORMAT"), b"").unwrap();
+    let again = Store::open(dir.path(), Options::default());
+    assert!(matches!(again, Err(StoreError::Format { found: 0, .. })));
+}
+
 /// Where the owner of the store drives the syncer, the rules are those of the thread.
 #[test]
 fn without_a_thread_callbacks_wait_for_the_sync_too() {

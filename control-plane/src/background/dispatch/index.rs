@@ -313,7 +313,10 @@ impl Index {
         let Some(shard) = self.shards.get_mut(&group) else {
             return false;
         };
-        if shard.building.is_some() || shard.reserved.contains_key(&id) {
+        // Asked again about a message that is known: its first answer stands, and no effect would end
+        // another reservation.
+        let known = shard.pending.contains(&id) || self.scheduler.knows(id);
+        if shard.building.is_some() || shard.reserved.contains_key(&id) || known {
             return false;
         }
         let taken = self
@@ -429,4 +432,39 @@ fn rounds(items: Vec<WorkItem>) -> Vec<Vec<WorkItem>> {
         }
     }
     out.into_iter().map(|(_, part)| part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sealane_scheduler::Limit;
+
+    #[test]
+    fn a_message_that_is_known_gets_no_second_reservation() {
+        let (group, id) = (GroupId(1), MessageId::from_slice(&[1; 16]));
+        let id = id.expect("16 octets of shard 1");
+        let mut index = Index::default();
+        let build = index.follow(group, Some(1)).expect("a new shard");
+        index.built(group, build);
+        index.scheduler.worker("relay", 8);
+        let limits = |_: &str| Limit {
+            leases: 8,
+            first: 8,
+            rated: false,
+        };
+        assert!(index.reserve(id, "example.org", "relay", 0, &limits));
+        assert!(!index.reserve(id, "example.org", "relay", 0, &limits));
+        let leased = Effect::Leased {
+            id,
+            epoch: 1,
+            until_ms: 9000,
+        };
+        index.effects(&EffectBatch {
+            group,
+            applied: 1,
+            effects: vec![leased],
+        });
+        // The relay did not get the answer and asks again.
+        assert!(!index.reserve(id, "example.org", "relay", 1, &limits));
+    }
 }
