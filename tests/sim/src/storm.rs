@@ -120,7 +120,7 @@ impl Storm {
             }
             Kind::Partition | Kind::Hold => {
                 let (a, b) = self.pair(fault);
-                let oneway = fault.variant % 3 == 0;
+                let oneway = fault.variant.is_multiple_of(3);
                 if fault.kind == Kind::Hold {
                     s.sim.hold(a.as_str(), b.as_str());
                     s.report.count("links held", 1);
@@ -145,7 +145,7 @@ impl Storm {
             }
             Kind::DiskError | Kind::DiskFull | Kind::SlowDisk | Kind::Stall => {
                 let Some(host) = s.hosts.get(n) else { return };
-                let hard = fault.variant % 2 == 0;
+                let hard = fault.variant.is_multiple_of(2);
                 host.disk.set(|f| match fault.kind {
                     Kind::DiskError if hard => f.fail_sync = true,
                     Kind::DiskError => f.fail_write = true,
