@@ -26,7 +26,7 @@ DEV := $(TARGET)/debug/sealane-dev
 # Debian packages and what needs them. libclang-dev: bindgen, for RocksDB's C API.
 BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
-TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
+TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables faketime
 
 BENCH := $(TARGET)/release/sealane-bench
 

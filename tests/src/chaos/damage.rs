@@ -201,7 +201,7 @@ async fn one(
         }
         Damage::FailedSync => {
             cluster.disk(victim)?.tell("eio sync 1")?;
-            let from = cluster.log(victim).len();
+            let from = cluster.log_length(victim);
             mail(cluster, ledger).await;
             cluster.ended(victim, from, LONG).await?;
         }
@@ -210,7 +210,7 @@ async fn one(
         }
     }
     let what = harm(cluster, victim, damage, scratch.path())?;
-    let from = cluster.log(victim).len();
+    let from = cluster.log_length(victim);
     cluster.start(victim)?;
     if damage.demand() == Demand::GoOn {
         cluster.ready(victim, LONG).await?;
@@ -239,7 +239,7 @@ async fn one(
     };
     instructs(&said)?;
     // Started again it refuses again, and says the same.
-    let from = cluster.log(victim).len();
+    let from = cluster.log_length(victim);
     cluster.start(victim)?;
     let again = cluster.ended(victim, from, Duration::from_secs(20)).await?;
     instructs(&again).context("the second time")?;
