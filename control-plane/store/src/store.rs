@@ -293,8 +293,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Lost`].
     pub fn check_against(&self, group: GroupId, durable: LogPosition) -> Result<(), StoreError> {
-        let state = self.group(group).log_state()?;
-        let last = state.last.or(state.purged);
+        let group_store = self.group(group);
+        let state = group_store.log_state()?;
+        // A snapshot that was installed takes the log's place before the log is told that it is purged.
+        let last = state.last.or(state.purged).max(group_store.applied()?.last);
         if last < Some(durable) {
             return Err(StoreError::Lost {
                 group: group.0,
