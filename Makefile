@@ -11,7 +11,8 @@
 #   make sim SEEDS=200            simulate clusters under faults, every seed twice; SEED=7 replays one with its events
 #   make chaos                    faults on real processes under load, as root; MINUTES=10, SEED=n, PLAN=mixed,
 #                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
-#                                 lie about syncs, and the run has to report lost mail
+#                                 lie about syncs, and the run has to report lost mail; ARGS="--only NAME"
+#                                 for one fault, damage or case (--only ClockJump: never unless asked for)
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -35,7 +36,7 @@ CHAOS := $(TARGET)/debug/sealane-chaos
 .PHONY: help run kill start stop status built test bench sim chaos build fmt lint packages-run packages-test
 
 help:
-	@sed -n '1,16s/^# \{0,1\}//p' Makefile
+	@sed -n '1,17s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
