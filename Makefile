@@ -27,7 +27,7 @@ DEV := $(TARGET)/debug/sealane-dev
 # Debian packages and what needs them. libclang-dev: bindgen, for RocksDB's C API.
 BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
-TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables faketime
+TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables
 
 BENCH := $(TARGET)/release/sealane-bench
 

@@ -1,52 +1,54 @@
-//! Clocks that are wrong: the time of day of a real process, set from outside by libfaketime. Monotonic time stays.
+//! Clocks that are wrong: the time of day of a real process, set from outside. Monotonic time stays.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
 use crate::cluster::http_get;
+use crate::tools;
 
-/// Debian's package faketime puts it here, by architecture.
-fn library() -> Option<PathBuf> {
-    let folders = fs::read_dir("/usr/lib").ok()?;
-    folders
-        .flatten()
-        .map(|folder| folder.path().join("faketime/libfaketime.so.1"))
-        .find(|library| library.is_file())
-}
+/// The library that is put into processes.
+const SOURCE: &str = include_str!("clocks/clock.c");
+const LIBRARY: &str = "clock.so";
 
-/// What a process needs in its environment so that this file sets its clock.
+/// Makes the folder of a cluster's clocks.
 ///
 /// # Errors
-/// When libfaketime is missing.
-pub fn environment(file: &Path) -> Result<Vec<(String, String)>> {
-    let library = library().context("libfaketime is missing (make chaos installs faketime)")?;
-    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    Ok(vec![
-        pair("LD_PRELOAD", &library.display().to_string()),
-        pair("FAKETIME_TIMESTAMP_FILE", &file.display().to_string()),
-        pair("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        pair("DONT_FAKE_MONOTONIC", "1"),
-        pair("FAKETIME_CACHE_DURATION", "1"),
-        pair("NO_FAKE_STAT", "1"),
-    ])
+/// When there is no C compiler.
+pub fn prepare(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let source = folder.join("clock.c");
+    fs::write(&source, SOURCE)?;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-shared", "-fPIC", "-o"]);
+    tools::run(compiler.arg(folder.join(LIBRARY)).arg(source)).map(|_| ())
 }
 
-/// From now on (a second later at most) the clock is so many seconds wrong.
+/// What a process needs in its environment so that this file of the folder sets its clock.
+#[must_use]
+pub fn environment(file: &Path) -> Vec<(String, String)> {
+    let library = file.with_file_name(LIBRARY);
+    let pair = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());
+    vec![pair("LD_PRELOAD", &library), pair("TEST_CLOCK", file)]
+}
+
+/// From now on the clock is so many seconds wrong.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn set(file: &Path, seconds: i64) -> Result<()> {
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    // Whole or not at all: half a number is another time.
-    let draft = file.with_extension("new");
-    fs::write(&draft, format!("{seconds:+}\n"))?;
-    Ok(fs::rename(&draft, file)?)
+    // In place: processes have it mapped.
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(file)?;
+    Ok(file.write_all_at(&seconds.to_ne_bytes(), 0)?)
 }
 
 /// Seconds since the epoch, by our clock.

@@ -183,6 +183,7 @@ impl Layout {
         }
         self.write_pki()?;
         if self.settings.clocks {
+            clocks::prepare(&self.root.join("clock"))?;
             for name in self.names() {
                 clocks::set(&self.clock(&name), 0)?;
             }
@@ -355,7 +356,7 @@ impl Layout {
             name: name.to_owned(),
             namespace: namespace.clone(),
             environment: if self.settings.clocks {
-                clocks::environment(&self.clock(name))?
+                clocks::environment(&self.clock(name))
             } else {
                 Vec::new()
             },

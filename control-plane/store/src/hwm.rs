@@ -8,7 +8,7 @@ use crate::{
     files::{Files, How, VolumeFile},
     layout::Fields,
     log::{LogPosition, VoteRecord, encode_position, encode_vote, read_position, read_vote},
-    syncer::Wrote,
+    syncer::{OnFatal, Wrote},
 };
 use bytes::Bytes;
 use sealane_types::GroupId;
@@ -63,8 +63,13 @@ impl HighWater {
     }
 
     /// Syncs the file every [`EVERY`] for as long as it is open, away from the syncer: after a power loss the
-    /// mark is at most so old.
-    pub(crate) fn sync_regularly(&self, files: &dyn Files) -> Result<(), StoreError> {
+    /// mark is at most so old. A sync that fails is told to `failed`, and not tried again (P4): an older mark
+    /// would let a volume pass that forgot.
+    pub(crate) fn sync_regularly(
+        &self,
+        files: &dyn Files,
+        failed: OnFatal,
+    ) -> Result<(), StoreError> {
         let file = files.open(NAME, How::Keep)?;
         let open = Arc::downgrade(&self.open);
         std::thread::Builder::new()
@@ -73,7 +78,8 @@ impl HighWater {
                 while open.strong_count() > 0 {
                     std::thread::sleep(EVERY);
                     if let Err(e) = file.sync() {
-                        tracing::warn!(error = %e, "high-water mark not synced");
+                        tracing::error!(error = %e, "high-water mark not synced");
+                        failed(&e.into());
                         return;
                     }
                 }
@@ -220,4 +226,62 @@ fn read_slot(file: &dyn VolumeFile, at: u64) -> Option<(u64, BTreeMap<GroupId, M
         );
     }
     Some((sequence, marks))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::{
+        io,
+        sync::{Mutex, mpsc},
+    };
+
+    /// A disk on which every sync fails.
+    #[derive(Debug)]
+    struct Sick;
+
+    impl VolumeFile for Sick {
+        fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+            Ok(0)
+        }
+        fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync(&self) -> io::Result<()> {
+            Err(io::Error::other("sick"))
+        }
+    }
+
+    impl Files for Sick {
+        fn open(&self, _: &str, _: How) -> io::Result<Box<dyn VolumeFile>> {
+            Ok(Box::new(Self))
+        }
+        fn names(&self) -> io::Result<Vec<String>> {
+            Ok(Vec::new())
+        }
+        fn remove(&self, _: &str) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync_names(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn free_bytes(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_synced_is_final() {
+        let hwm = HighWater::open(&Sick, Instant::now).unwrap();
+        let (tell, told) = mpsc::channel();
+        let tell = Mutex::new(tell);
+        let failed: OnFatal = Arc::new(move |e| {
+            let _gone = tell.lock().unwrap().send(e.to_string());
+        });
+        hwm.sync_regularly(&Sick, failed).unwrap();
+        let said = told.recv_timeout(10 * EVERY).unwrap();
+        assert!(said.contains("sick"), "{said}");
+        assert!(told.recv_timeout(2 * EVERY).is_err(), "it was tried again");
+    }
 }

@@ -203,7 +203,7 @@ impl Store {
         let hwm = HighWater::open(files.as_ref(), options.clock)?;
         let marked = !hwm.marks.is_empty();
         let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options, marked)?;
-        hwm.sync_regularly(files.as_ref())?;
+        hwm.sync_regularly(files.as_ref(), options.on_fatal.clone())?;
         let opened = Self::assemble(Arc::new(engine), files, hwm, Some(ballast), options);
         if let Some(why) = shortened {
             // Opening it again would find a sound, shorter WAL: what is missing is written down now.

@@ -130,7 +130,7 @@ impl Fault {
         Self::BlackHole,
     ];
 
-    /// Only where it is asked for: clocks are wrong by means of a library that every process then has.
+    /// Only where it is asked for: every process then has a library in it that is not the product's.
     const ON_REQUEST: [Self; 1] = [Self::ClockJump];
 
     /// Whether what is in the air may be given out again: results may be lost on their way, or come too late. The
