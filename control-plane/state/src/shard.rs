@@ -6,6 +6,10 @@ use crate::{
     },
     tables::{Table, TableError, WriteTables},
 };
+use sealane_mutants::{
+    Mutant::{M4, M5},
+    mutant,
+};
 use sealane_types::{CHUNK_SIZE, MessageId};
 use sealane_wire::v1::{
     self, Outcome, command_reply::Result as Answer, dedupe_record::Fate, recipient_record::State,
@@ -121,6 +125,9 @@ fn first_answer<T: WriteTables>(
     id: MessageId,
     holder: &str,
 ) -> Result<Option<Answer>, TableError> {
+    if mutant(M5) {
+        return Ok(None);
+    }
     let Some(m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
         return Ok(match fate(s, id)?.map(|f| f.fate()) {
             Some(Fate::Aborted) => Some(Answer::Aborted(v1::Aborted {})),
@@ -518,7 +525,11 @@ fn is_current(
     result: &v1::RecipientResult,
 ) -> bool {
     match r.state() {
-        State::Leased => epoch != 0 && r.epoch == epoch && result.outcome() != Outcome::Unspecified,
+        State::Leased => {
+            epoch != 0
+                && (r.epoch == epoch || mutant(M4))
+                && result.outcome() != Outcome::Unspecified
+        }
         State::Waiting | State::Held => {
             epoch == 0
                 && result.outcome() == Outcome::Failed
