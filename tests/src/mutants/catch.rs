@@ -52,9 +52,11 @@ fn command(built: &Built, catcher: &Catcher) -> Result<Command> {
         Catcher::Test { target, name } => {
             let test = built.test(target)?;
             let mut command = Command::new(&test.executable);
+            // Elsewhere: proptest and insta write what failed into the clone.
             command
                 .args(["--exact", name])
-                .current_dir(&test.folder)
+                .current_dir(std::env::temp_dir())
+                .env("INSTA_UPDATE", "no")
                 .env("CARGO_MANIFEST_DIR", &test.folder);
             command
         }
