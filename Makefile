@@ -13,7 +13,7 @@
 #                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
 #                                 lie about syncs, and the run has to report lost mail
 #   make mutants                  break the product on purpose, one rule at a time, and show which test notices;
-#                                 ARGS="--only M1,M14" tries some, ARGS=--quick the fastest test of each
+#                                 ARGS="--only M1,M14" tries some, ARGS=--quick what unit tests catch
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -63,6 +63,7 @@ built:
 test: packages-test
 	cargo build --workspace --bins --tests --locked
 	cargo test --workspace --locked $(strip $(TESTS))
+	$(if $(strip $(TESTS)),,$(TARGET)/debug/sealane-mutants --quick)
 
 # Measured is what would be installed: the release profile.
 bench: packages-test

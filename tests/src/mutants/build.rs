@@ -21,6 +21,9 @@ const MARKER: &[u8] = b"sealane-mutant-build";
 /// Those that link a crate which can be broken.
 const BREAKABLE: [&str; 3] = ["control-plane", "relay-node", "sealane-sim"];
 
+const ALL: &[&str] = &["build", "--bins", "--tests"];
+const LIBRARIES: &[&str] = &["test", "--no-run", "--lib", "--test", "decision_table"];
+
 /// A test executable.
 #[derive(Debug)]
 pub(super) struct Test {
@@ -68,8 +71,8 @@ fn is_marked(file: &Path) -> Result<bool> {
 }
 
 impl Built {
-    /// Builds, and looks for the marker on both sides.
-    pub(super) async fn make() -> Result<Self> {
+    /// Builds; unless it is quick, which has tests of libraries only, looks for the marker on both sides.
+    pub(super) async fn make(quick: bool) -> Result<Self> {
         ensure!(
             Path::new("Cargo.lock").is_file(),
             "to be run in the root of the clone (make mutants does)"
@@ -79,8 +82,13 @@ impl Built {
         let target = shared.join("mutants");
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
         let output = Command::new(cargo)
-            .args(["build", "--workspace", "--bins", "--tests", "--locked"])
-            .args(["--features", "sealane-mutants/mutants"])
+            .args(if quick { LIBRARIES } else { ALL })
+            .args([
+                "--workspace",
+                "--locked",
+                "--features",
+                "sealane-mutants/mutants",
+            ])
             .arg("--message-format=json-render-diagnostics")
             .env("CARGO_TARGET_DIR", &target)
             .env("CARGO_BUILD_BUILD_DIR", &shared)
@@ -98,7 +106,9 @@ impl Built {
             marked: 0,
             clean: 0,
         };
-        built.look_for_markers(&normal)?;
+        if !quick {
+            built.look_for_markers(&normal)?;
+        }
         Ok(built)
     }
 

@@ -58,7 +58,7 @@ pub(super) const MUTANTS: [Mutant; 15] = [
     Mutant {
         name: "M1",
         breaks: "250 is said before the entry is committed",
-        caught_by: &[simulation(1, 4, "I1")],
+        caught_by: &[simulation(1, 6, "of accepted mail are open")],
     },
     Mutant {
         name: "M2",
@@ -163,7 +163,7 @@ pub(super) const MUTANTS: [Mutant; 15] = [
     Mutant {
         name: "M13",
         breaks: "a sync that failed is tried again",
-        caught_by: &[simulation(1, 8, "P4")],
+        caught_by: &[simulation(5, 2, "P4: ")],
     },
     Mutant {
         name: "M14",
