@@ -78,7 +78,7 @@ pub async fn main(cli: Cli) -> Result<bool> {
     let mut lines = Vec::new();
     let mut green: BTreeMap<String, bool> = BTreeMap::new();
     for (mutant, catcher) in work {
-        let known = green.get(&catcher.to_string()).copied();
+        let known = green.get(&catcher.control()).copied();
         let sound = match known {
             Some(sound) => sound,
             None => {
@@ -87,7 +87,7 @@ pub async fn main(cli: Cli) -> Result<bool> {
                 if !sound {
                     println!("without a mutant: {catcher} is not green:\n{}", run.said);
                 }
-                green.insert(catcher.to_string(), sound);
+                green.insert(catcher.control(), sound);
                 sound
             }
         };
@@ -100,6 +100,11 @@ pub async fn main(cli: Cli) -> Result<bool> {
         if cli.verbose || !matches!(verdict, Verdict::Caught) {
             println!("{} under {catcher}:\n{}", mutant.name, run.said);
         }
+        eprintln!(
+            "{}: {verdict}, {:.0} s, {catcher}",
+            mutant.name,
+            run.took.as_secs_f64()
+        );
         lines.push(Line {
             mutant,
             catcher,

@@ -11,7 +11,10 @@ use crate::{
     service::queue::hello,
 };
 use bytes::Bytes;
-use sealane_mutants::{Mutant::M1, mutant};
+use sealane_mutants::{
+    Mutant::{M1, M16, M17},
+    mutant,
+};
 use sealane_runtime::telemetry;
 use sealane_types::{CHUNK_SIZE, MessageId};
 use sealane_wire::{
@@ -345,8 +348,8 @@ impl SubmitDesk {
                 o
             }
             Ok(Err(ProposeError::Unavailable(why))) => outcome(raw, Kind::Unavailable, why),
-            Ok(Err(ProposeError::Unknown(why))) => outcome(raw, Kind::Unknown, why),
-            Err(_) => outcome(raw, Kind::Unknown, "no commit within the deadline".into()),
+            Ok(Err(ProposeError::Unknown(why))) => outcome(raw, unknown(), why),
+            Err(_) => outcome(raw, unknown(), "no commit within the deadline".into()),
         }
     }
 }
@@ -377,6 +380,14 @@ fn outcome(id: Bytes, kind: Kind, detail: String) -> v1::SubmitOutcome {
     }
 }
 
+/// It may be in a log somewhere, and be committed yet.
+fn unknown() -> Kind {
+    if mutant(M17) {
+        return Kind::Unavailable;
+    }
+    Kind::Unknown
+}
+
 fn answer(id: Bytes, committed: Committed, lease: Duration) -> v1::SubmitOutcome {
     match committed.reply.result {
         Some(Answer::Enqueued(e)) => v1::SubmitOutcome {
@@ -386,6 +397,7 @@ fn answer(id: Bytes, committed: Committed, lease: Duration) -> v1::SubmitOutcome
             ..outcome(id, Kind::Durable, String::new())
         },
         Some(Answer::Chunk(_)) => outcome(id, Kind::ChunkDurable, String::new()),
+        Some(Answer::Aborted(_)) if mutant(M16) => outcome(id, Kind::Durable, String::new()),
         Some(Answer::Aborted(_)) => outcome(id, Kind::Aborted, String::new()),
         Some(Answer::Refused(r)) => {
             outcome(id, Kind::Rejected, format!("{}: {}", r.field, r.reason))

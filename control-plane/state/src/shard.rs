@@ -7,7 +7,7 @@ use crate::{
     tables::{Table, TableError, WriteTables},
 };
 use sealane_mutants::{
-    Mutant::{M4, M5},
+    Mutant::{M4, M5, M19, M20},
     mutant,
 };
 use sealane_types::{CHUNK_SIZE, MessageId};
@@ -384,6 +384,15 @@ fn remove_message<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<
     Ok(())
 }
 
+/// Nobody else is at it.
+fn is_free(r: &v1::RecipientRecord) -> bool {
+    match r.state() {
+        State::Waiting => true,
+        State::Leased => mutant(M19) || mutant(M20),
+        _ => false,
+    }
+}
+
 /// Grants what is waiting and due. The attempt is counted before it happens.
 pub(crate) fn lease<T: WriteTables>(
     s: &mut Step<'_, T>,
@@ -400,7 +409,7 @@ pub(crate) fn lease<T: WriteTables>(
             let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else {
                 continue;
             };
-            if r.state() != State::Waiting || r.due_ms > s.now {
+            if !is_free(&r) || r.due_ms > s.now {
                 continue;
             }
             r.set_state(State::Leased);

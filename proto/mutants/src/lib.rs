@@ -4,7 +4,8 @@
 //! the feature `mutants` the answer is the constant `false`: nothing of this crate is in the product.
 //! With it one build holds all mutants, and the environment variable `SEALANE_MUTANT` chooses one (none
 //! if it is not set). The first time that the broken place is reached, the process says so on standard
-//! error: a test that fails without these words failed for another reason.
+//! error and in the file that `SEALANE_MUTANT_REACHED` names: a test that fails without that failed for
+//! another reason.
 //!
 //! `make mutants` runs them all; the table of what they break and what caught them is in
 //! docs/consistency.md.
@@ -48,6 +49,16 @@ pub enum Mutant {
     M14,
     /// A failed TLSA lookup counts as no TLSA records.
     M15,
+    /// An enqueue that was withdrawn is answered as durable.
+    M16,
+    /// The leader answers an unknown outcome as "nothing was proposed".
+    M17,
+    /// The relay takes an answer that was lost for "nothing was proposed".
+    M18,
+    /// The state machine leases what is leased.
+    M19,
+    /// It does, and the dispatcher offers what is leased.
+    M20,
 }
 
 /// Whether this process breaks that rule: never, in a product build.
@@ -69,8 +80,9 @@ mod chosen {
     /// In every build that can break a rule; looked for in those that must not.
     static MARKER: &str = "sealane-mutant-build";
     const VARIABLE: &str = "SEALANE_MUTANT";
-    const ALL: [Mutant; 15] = [
-        M1, M2, M3, M4, M5, M6, M7, M8, M9, M10, M11, M12, M13, M14, M15,
+    const REACHED: &str = "SEALANE_MUTANT_REACHED";
+    const ALL: [Mutant; 20] = [
+        M1, M2, M3, M4, M5, M6, M7, M8, M9, M10, M11, M12, M13, M14, M15, M16, M17, M18, M19, M20,
     ];
 
     fn choose() -> Option<Mutant> {
@@ -80,6 +92,18 @@ mod chosen {
         one
     }
 
+    fn say(one: Mutant) {
+        eprintln!("{MARKER}: {one:?} breaks a rule on purpose");
+        if let Some(file) = std::env::var_os(REACHED) {
+            let wrote = std::fs::write(&file, format!("{one:?}"));
+            assert!(
+                wrote.is_ok(),
+                "{REACHED}: {} cannot be written",
+                file.display()
+            );
+        }
+    }
+
     /// Whether this process breaks that rule.
     #[must_use]
     pub fn mutant(one: Mutant) -> bool {
@@ -87,7 +111,7 @@ mod chosen {
         static SAID: Once = Once::new();
         let on = *CHOSEN.get_or_init(choose) == Some(one);
         if on {
-            SAID.call_once(|| eprintln!("{MARKER}: {one:?} breaks a rule on purpose"));
+            SAID.call_once(|| say(one));
         }
         on
     }

@@ -109,6 +109,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                         .pop_front();
                     let Some(seed) = next else { return };
                     let report = twice(arguments, seed);
+                    if arguments.first_red && !report.violations.is_empty() {
+                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    }
                     for what in &report.violations {
                         println!("seed {seed}: {what}");
                     }

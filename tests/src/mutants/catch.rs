@@ -12,7 +12,7 @@ use super::build::Built;
 use super::table::Catcher;
 
 /// Nobody takes longer, except who is stuck: that is no verdict.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(1200);
 
 /// What a catcher did.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) struct Run {
     /// `None`: it did not end.
     pub(super) status: Option<ExitStatus>,
     pub(super) said: String,
+    /// The mutant that a process says it was, where it breaks the rule.
+    pub(super) reached: String,
     pub(super) took: Duration,
 }
 
@@ -72,7 +74,7 @@ fn command(built: &Built, catcher: &Catcher) -> Result<Command> {
         Catcher::Simulation { first, seeds, .. } => {
             let mut command = Command::new(built.folder.join("sealane-sim"));
             command
-                .args(["--once", "--first", &first.to_string()])
+                .args(["--once", "--first-red", "--first", &first.to_string()])
                 .args(["--seeds", &seeds.to_string()]);
             command
         }
@@ -87,6 +89,9 @@ fn command(built: &Built, catcher: &Catcher) -> Result<Command> {
 /// Runs a catcher, with or without a mutant.
 pub(super) async fn run(built: &Built, catcher: &Catcher, mutant: Option<&str>) -> Result<Run> {
     let mut command = command(built, catcher)?;
+    let folder = tempfile::tempdir()?;
+    let reached = folder.path().join("reached");
+    command.env("SEALANE_MUTANT_REACHED", &reached);
     if let Some(name) = mutant {
         command.env("SEALANE_MUTANT", name);
     }
@@ -103,6 +108,7 @@ pub(super) async fn run(built: &Built, catcher: &Catcher, mutant: Option<&str>) 
     Ok(Run {
         status,
         said,
+        reached: std::fs::read_to_string(&reached).unwrap_or_default(),
         took: started.elapsed(),
     })
 }
@@ -124,10 +130,7 @@ pub(super) fn judge(mutant: &str, catcher: &Catcher, run: &Run) -> Verdict {
     if status.success() {
         return Verdict::Missed;
     }
-    // Real processes say it in logs of their own.
-    let silent = matches!(catcher, Catcher::Processes { .. });
-    let reached = format!("sealane-mutant-build: {mutant} breaks");
-    if !silent && !run.said.contains(&reached) {
+    if run.reached != mutant {
         return Verdict::Otherwise("the broken place was not reached");
     }
     let this = match catcher {

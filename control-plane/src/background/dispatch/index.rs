@@ -1,6 +1,7 @@
 //! What the dispatcher knows: the scheduler, the shards that are in it, the relays.
 use super::Events;
 use crate::raft::EffectBatch;
+use sealane_mutants::{Mutant::M20, mutant};
 use sealane_scheduler::{ExpiredLease, Limits, NewItem, Scheduler, WorkItem};
 use sealane_state::{Effect, queries::StoredMessage};
 use sealane_types::{GroupId, MessageId, ShardId};
@@ -275,6 +276,10 @@ impl Index {
                         .or_insert((r.due_ms, held));
                     entry.0 = entry.0.min(r.due_ms);
                     entry.1 &= held;
+                }
+                State::Leased if mutant(M20) => {
+                    let key = destination.to_ascii_lowercase();
+                    waiting.entry(key).or_insert((r.due_ms, false));
                 }
                 State::Leased => self.scheduler.leased(
                     m.id,
