@@ -189,10 +189,6 @@ impl Plan {
         if r.random_bool(0.125) {
             plan.split();
         }
-        if r.random_bool(0.125) {
-            // So many that a node hardly ever ends without one that waits for its answer.
-            (plan.clients, plan.think_ms) = (6, (1, 60));
-        }
         plan
     }
 
