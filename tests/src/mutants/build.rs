@@ -133,14 +133,6 @@ impl Built {
             .get(target)
             .with_context(|| format!("no test target is named {target}"))
     }
-
-    /// The same executable beside the mutants' binaries, where it looks for them.
-    pub(super) fn beside(&self, test: &Test, target: &str) -> Result<PathBuf> {
-        let link = self.folder.join(format!("{target}-test"));
-        let _ = fs::remove_file(&link);
-        fs::hard_link(&test.executable, &link).with_context(|| link.display().to_string())?;
-        Ok(link)
-    }
 }
 
 /// The test executables that Cargo names.

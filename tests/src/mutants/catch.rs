@@ -62,15 +62,6 @@ fn command(built: &Built, catcher: &Catcher) -> Result<Command> {
                 .env("CARGO_MANIFEST_DIR", &test.folder);
             command
         }
-        Catcher::Processes { target, name } => {
-            let test = built.test(target)?;
-            let mut command = Command::new(built.beside(test, target)?);
-            command
-                .args(["--exact", name])
-                .current_dir(&test.folder)
-                .env("CARGO_MANIFEST_DIR", &test.folder);
-            command
-        }
         Catcher::Simulation { first, seeds, .. } => {
             let mut command = Command::new(built.folder.join("sealane-sim"));
             command
@@ -116,7 +107,7 @@ pub(super) async fn run(built: &Built, catcher: &Catcher, mutant: Option<&str>) 
 /// Whether it is content, and did something.
 pub(super) fn is_green(catcher: &Catcher, run: &Run) -> bool {
     let did = match catcher {
-        Catcher::Test { .. } | Catcher::Processes { .. } => run.said.contains("1 passed"),
+        Catcher::Test { .. } => run.said.contains("1 passed"),
         Catcher::Simulation { .. } => run.said.contains("faults in effect"),
     };
     run.status.is_some_and(|s| s.success()) && did
@@ -134,7 +125,7 @@ pub(super) fn judge(mutant: &str, catcher: &Catcher, run: &Run) -> Verdict {
         return Verdict::Otherwise("the broken place was not reached");
     }
     let this = match catcher {
-        Catcher::Test { name, .. } | Catcher::Processes { name, .. } => {
+        Catcher::Test { name, .. } => {
             run.said.contains("0 passed; 1 failed") && run.said.contains(&format!("\n    {name}\n"))
         }
         Catcher::Simulation { says, .. } => run

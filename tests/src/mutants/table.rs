@@ -19,11 +19,6 @@ pub(super) enum Catcher {
         target: &'static str,
         name: &'static str,
     },
-    /// A test that starts real processes.
-    Processes {
-        target: &'static str,
-        name: &'static str,
-    },
     /// Seeds of the simulation, one of which must name this rule.
     Simulation {
         first: u64,
@@ -36,7 +31,7 @@ impl Catcher {
     /// What is the same run without a mutant.
     pub(super) fn control(&self) -> String {
         match self {
-            Self::Test { target, name } | Self::Processes { target, name } => {
+            Self::Test { target, name } => {
                 format!("{target}: {name}")
             }
             Self::Simulation { first, seeds, .. } => {
@@ -184,16 +179,10 @@ pub(super) const MUTANTS: [Mutant; 20] = [
     Mutant {
         name: "M14",
         breaks: "the null reverse-path gets reports",
-        caught_by: &[
-            test(
-                "control_plane",
-                "service::deliver::tests::the_null_reverse_path_hears_of_no_failure",
-            ),
-            Catcher::Processes {
-                target: "mail_flows",
-                name: "refusals_of_the_next_hop_are_retried_or_reported",
-            },
-        ],
+        caught_by: &[test(
+            "control_plane",
+            "service::deliver::tests::the_null_reverse_path_hears_of_no_failure",
+        )],
     },
     Mutant {
         name: "M15",
