@@ -24,6 +24,7 @@ pub mod layout;
 pub mod ledger;
 pub mod links;
 pub mod load;
+pub mod membership;
 pub mod policy;
 pub mod ports;
 pub mod postfix;
