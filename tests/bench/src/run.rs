@@ -158,7 +158,11 @@ impl Bed {
         Ok(())
     }
 
-    fn pids(&self) -> Result<BTreeMap<String, u32>> {
+    /// Of every process, by name.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub(crate) fn pids(&self) -> Result<BTreeMap<String, u32>> {
         let names = self.cluster.layout.names();
         let pids = names
             .into_iter()
