@@ -304,12 +304,14 @@ impl Dispatch {
             return;
         };
         let reader = g.store().reader();
-        for id in ids {
-            match queries::message(&reader, id) {
-                Ok(m) => self.at(|at| self.index().replace(id, m.as_ref(), at)),
-                Err(e) => tracing::error!(message = %id, error = %e, "message unreadable"),
+        self.at(|at| {
+            for id in ids {
+                match queries::message(&reader, id) {
+                    Ok(m) => self.index().replace(id, m.as_ref(), at),
+                    Err(e) => tracing::error!(message = %id, error = %e, "message unreadable"),
+                }
             }
-        }
+        });
     }
 
     /// Builds what this node began to lead, forgets what it does not lead any more.
