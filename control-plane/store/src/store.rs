@@ -8,6 +8,7 @@ use crate::{
     layout::{Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
     log::LogPosition,
     rocks::Rocks,
+    scrub::Scrub,
     snapshot,
     syncer::{Drive, OnFatal, Pump, Syncer},
 };
@@ -194,9 +195,9 @@ impl Store {
         check_format(files.as_ref())?;
         check_damaged(dir)?;
         options.on_fatal = marking(dir, options.on_fatal);
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
-        let marked = !hwm.marks.is_empty();
-        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options, marked)?;
+        let database = files.names()?.iter().any(|n| n == DB_NAME);
+        let hwm = HighWater::open(files.as_ref(), options.clock, database)?;
+        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options)?;
         hwm.sync_regularly(files.as_ref())?;
         let opened = Self::assemble(Arc::new(engine), files, hwm, options);
         if let Some(why) = shortened {
@@ -219,7 +220,7 @@ impl Store {
         options: Options,
     ) -> Result<Self, StoreError> {
         check_format(files.as_ref())?;
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
+        let hwm = HighWater::open(files.as_ref(), options.clock, false)?;
         Self::assemble(engine, files, hwm, options)
     }
 
@@ -285,9 +286,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Lost`].
     pub fn check_against(&self, group: GroupId, durable: LogPosition) -> Result<(), StoreError> {
-        let state = self.group(group).log_state()?;
+        let group_store = self.group(group);
+        let state = group_store.log_state()?;
         let last = state.last.or(state.purged);
-        if last < Some(durable) {
+        // A replica that was no member's any more was emptied: what was said before is over.
+        if last.max(group_store.emptied()?) < Some(durable) {
             return Err(StoreError::Lost {
                 group: group.0,
                 what: format!("log entries (has {last:?}, a peer was given {durable:?})"),
@@ -374,6 +377,11 @@ impl Store {
     /// Octets free on the volume.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         Ok(self.core.files.free_bytes()?)
+    }
+
+    /// A pass over everything that is stored.
+    pub fn scrub(&self) -> Scrub {
+        Scrub::new(self.core.clone())
     }
 
     /// Drives the syncer; `None` if it has a thread.

@@ -178,6 +178,7 @@ impl FakeNode {
             id: raw(id),
             epoch,
             lease_ms,
+            since_ms: 0,
         }));
     }
 }
@@ -270,7 +271,10 @@ impl Queue for Service {
                     }
                     frame = frames.message() => frame,
                 };
-                let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = frame else {
+                let Ok(Some(v1::DeliverRequest {
+                    frame: Some(frame), ..
+                })) = frame
+                else {
                     return;
                 };
                 let heard = match frame {
