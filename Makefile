@@ -29,7 +29,7 @@ BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
 # perf, for ARGS=--profile.
 BENCH_PACKAGES := linux-perf
-TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
+TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables faketime
 
 BENCH := $(TARGET)/release/sealane-bench
 

@@ -42,6 +42,9 @@ pub struct ControlPlaneConfig {
     /// New mail is refused with 452 when the volume has less than this free.
     #[serde(default = "default_reserve")]
     pub disk_reserve: ByteSize,
+    /// Kept back in a file beside the database, so that a node whose volume is full can start again; 0: none.
+    #[serde(default = "default_ballast")]
+    pub disk_ballast: ByteSize,
     /// How the volume is read for damage that nobody would notice otherwise.
     #[serde(default)]
     pub scrub: ScrubConfig,
@@ -126,6 +129,10 @@ fn default_in_flight() -> ByteSize {
 }
 fn default_reserve() -> ByteSize {
     ByteSize(512 << 20)
+}
+/// What opening a database may write: all that its memtables may hold.
+fn default_ballast() -> ByteSize {
+    ByteSize(256 << 20)
 }
 
 impl ControlPlaneConfig {

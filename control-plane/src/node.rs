@@ -75,7 +75,8 @@ async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let data_dir = config.data_dir.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, store_options()))
+    let options = store_options(config);
+    let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, options))
         .await?
         .with_context(|| format!("dataDir: {}", config.data_dir.display()))?;
     Box::pin(serve_on(config, identity, Arc::new(store), stop)).await
@@ -372,8 +373,9 @@ async fn found(
 }
 
 /// A write that waits for the disk must not keep a worker from heartbeats.
-fn store_options() -> Options {
+fn store_options(config: &ControlPlaneConfig) -> Options {
     Options {
+        ballast: config.disk_ballast.0,
         on_stall: std::sync::Arc::new(|write| tokio::task::block_in_place(write)),
         ..Options::default()
     }

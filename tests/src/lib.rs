@@ -15,8 +15,10 @@
 //! Entry points: [`cluster::Cluster::builder`], [`sink::Sink::start`], [`load::run`],
 //! [`ledger::Ledger::judge`].
 
+pub mod awake;
 pub mod capture;
 pub mod chaos;
+pub mod clocks;
 pub mod cluster;
 pub mod collector;
 pub mod dev;

@@ -11,6 +11,7 @@ async fn random_faults_of_disks_and_links_lose_nothing() -> Result<()> {
     let plan = Plan {
         seed: rand::random_range(0..1_000_000),
         time: Duration::from_secs(40),
+        only: Vec::new(),
     };
     Box::pin(mixed::run(&plan)).await?.hold()
 }

@@ -223,7 +223,12 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
         .chain(["nobody@remote.example".to_owned()])
         .collect();
     let content = load::content(&token, "sender@client.example", &all, 2000);
-    ledger.offer(Offer::of(&token, "sender@client.example", &good, &content));
+    let bad: Vec<String> = all
+        .iter()
+        .filter(|one| !good.contains(one))
+        .cloned()
+        .collect();
+    ledger.offer(Offer::of(&token, "sender@client.example", &all, &content).failing(&bad));
     let reply = client
         .transaction("sender@client.example", &all, &content)
         .await?;

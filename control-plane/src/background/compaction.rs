@@ -58,16 +58,17 @@ pub(crate) async fn run(
     }
 }
 
-/// Refuses new mail below the reserve, takes it again above one and a quarter of it.
+/// Refuses new mail below the reserve, takes it again above one and a quarter of it. The ballast comes back
+/// only where it does not take that.
 fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
+    let enough = reserve.saturating_add(reserve / 4);
+    if let Err(e) = sealane_runtime::blocking::in_place(|| store.keep_ballast(enough)) {
+        tracing::warn!(error = %e, "no ballast: a node whose volume is full cannot start again");
+    }
     match sealane_runtime::blocking::in_place(|| store.free_bytes()) {
         Ok(free) => {
             let was = disk_full.load(Ordering::Relaxed);
-            let now = if was {
-                free < reserve.saturating_add(reserve / 4)
-            } else {
-                free < reserve
-            };
+            let now = if was { free < enough } else { free < reserve };
             if now != was {
                 tracing::warn!(
                     free,

@@ -15,11 +15,13 @@
 //!   a volume that forgot (P14). It is written after each sync and synced every second.
 //! - Everything is read now and then ([`Scrub`]).
 //! - Damage that a read finds ends the process, and the volume is refused from then on.
+//! - A volume that is full can be opened: a ballast file gives its space back before it is.
 //!
 //! It is the only user of RocksDB and knows nothing of Raft's algorithm. What it needs of RocksDB and of
 //! the file system are two small seams ([`engine`], [`files`]), so that a simulation can lose power.
 #![forbid(unsafe_code)]
 
+mod ballast;
 pub mod engine;
 mod error;
 pub mod files;

@@ -226,7 +226,9 @@ async fn attempted(bed: &Bed, count: usize) -> Result<()> {
 async fn rest(bed: &Bed) -> Result<()> {
     let written = || -> Result<u64> {
         let pids = bed.pids()?;
-        pids.values().map(|pid| Ok(measure::usage(*pid)?.written)).sum()
+        pids.values()
+            .map(|pid| Ok(measure::usage(*pid)?.written))
+            .sum()
     };
     let began = Instant::now();
     let mut before = written()?;

@@ -198,7 +198,7 @@ async fn one(
         }
         Damage::FailedSync => {
             cluster.disk(victim)?.tell("eio sync 1")?;
-            let from = cluster.log(victim).len();
+            let from = cluster.log_length(victim);
             mail(cluster, ledger).await;
             cluster.ended(victim, from, LONG).await?;
         }
@@ -207,7 +207,7 @@ async fn one(
         }
     }
     let what = harm(cluster, victim, damage, scratch.path())?;
-    let from = cluster.log(victim).len();
+    let from = cluster.log_length(victim);
     cluster.start(victim)?;
     let said = match damage.demand() {
         Demand::Either => match cluster.ended(victim, from, Duration::from_secs(8)).await {
@@ -232,7 +232,7 @@ async fn one(
     };
     instructs(&said)?;
     // Started again it refuses again, and says the same.
-    let from = cluster.log(victim).len();
+    let from = cluster.log_length(victim);
     cluster.start(victim)?;
     let again = cluster.ended(victim, from, Duration::from_secs(20)).await?;
     instructs(&again).context("the second time")?;

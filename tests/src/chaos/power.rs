@@ -120,6 +120,7 @@ async fn one(
     for name in cluster.disk_names() {
         cluster.ready(&name, RECOVERY).await?;
     }
+    quantities.may_repeat += 1;
     quantities.took_effect(&format!("power loss of {together}"));
     quantities.at_stake += waiting;
     println!(
