@@ -294,6 +294,7 @@ fn read_slot(file: &dyn VolumeFile, at: u64) -> Option<(u64, BTreeMap<GroupId, M
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::files::Folder;

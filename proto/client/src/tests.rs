@@ -305,6 +305,42 @@ async fn pieces_are_acknowledged_one_by_one_and_sent_again() {
 }
 
 #[tokio::test]
+async fn a_lease_and_its_renewal_count_from_when_our_clock_showed_what_their_node_says() {
+    let node = FakeNode::start(1).await;
+    node.lead(&[(1, 1)]);
+    let submit = client(&[&node]).await;
+    let deliver = DeliverClient::start(
+        "relay-1",
+        members(&[&node]),
+        submit,
+        7,
+        &TaskTracker::new(),
+        CancellationToken::new(),
+    );
+    assert_eq!(node.hear().await, Heard::Credit(7));
+    let shown = node.shown();
+    assert!(shown > 0, "the client does not say what its clock shows");
+    let before = Instant::now();
+    let id = fresh(shard(1));
+    node.lease_since(id, 5, &[0], shown);
+    let work = timeout(PATIENCE, deliver.lease()).await.unwrap().unwrap();
+    assert!(work.received <= before, "its way counts as its time");
+    // The answer to an earlier question than the one that waits.
+    let (renewal, ()) = tokio::join!(deliver.renew(id, 5), async {
+        assert_eq!(node.hear().await, Heard::Renew(id, 5));
+        node.renewed_since(id, 5, 30_000, shown);
+    });
+    let Renewal::Renewed(left) = renewal else {
+        panic!("{renewal:?}")
+    };
+    assert!(left < Duration::from_secs(30), "{left:?}");
+    // A moment in the future is none that this clock showed.
+    node.lease_since(fresh(shard(1)), 6, &[0], u64::MAX / 2);
+    let work = timeout(PATIENCE, deliver.lease()).await.unwrap().unwrap();
+    assert!(work.received <= Instant::now());
+}
+
+#[tokio::test]
 async fn leases_come_reports_go_and_credits_return() {
     let node = FakeNode::start(1).await;
     node.lead(&[(1, 1)]);

@@ -94,8 +94,10 @@ fn what_comes_after_a_clock_was_ahead_is_due_by_the_clock_that_is_right() {
 
 #[test]
 fn what_a_wrong_clock_stored_as_due_in_ten_years_can_be_leased_now() {
-    let mut log = Log::default();
-    log.now = HOUR;
+    let mut log = Log {
+        now: HOUR,
+        ..Log::default()
+    };
     log.commit(enqueue(1, 1, 5, 0), 5);
     log.commit(lease(1, vec![0]), 0);
     let mut deferred = results(1, log.index, &[(0, Outcome::Deferred)], None);
@@ -111,8 +113,10 @@ fn what_a_wrong_clock_stored_as_due_in_ten_years_can_be_leased_now() {
 
 #[test]
 fn nothing_expires_by_the_time_of_a_group_that_ran_ahead_of_its_leader() {
-    let mut log = Log::default();
-    log.now = HOUR;
+    let mut log = Log {
+        now: HOUR,
+        ..Log::default()
+    };
     let Op::Enqueue(mut o) = enqueue(1, 1, 5, 0) else {
         panic!()
     };
