@@ -213,7 +213,7 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
     let mut client =
         load::connect(cluster.targets(Kind::Submission)[0], SUBMITTER, PASSWORD).await?;
     let token = load::token();
-    let good = vec![
+    let good = [
         "grey@remote.example".to_owned(),
         "fine@remote.example".to_owned(),
     ];

@@ -23,7 +23,7 @@ use sealane_wire::v1;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, PoisonError, RwLock, Weak,
+        Arc, Mutex, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -87,6 +87,9 @@ pub struct Committed {
     pub reply: v1::CommandReply,
 }
 
+/// A leader that is silent for so many of the longest election timeouts is not there.
+const SILENCE: u32 = 4;
+
 #[derive(Debug)]
 pub(super) struct RaftGroup {
     pub(super) id: GroupId,
@@ -95,6 +98,8 @@ pub(super) struct RaftGroup {
     pub(super) store: GroupStore,
     /// Every member's log holds the entries up to here.
     settled: Arc<AtomicU64>,
+    /// When this node last answered a leader.
+    heard: Mutex<Option<tokio::time::Instant>>,
 }
 
 impl RaftGroup {
@@ -120,8 +125,15 @@ impl RaftGroup {
                 instance: RwLock::new(instance),
                 store,
                 settled,
+                heard: Mutex::default(),
             }
         })
+    }
+
+    /// A leader was answered as one.
+    pub(super) fn note_leader(&self) {
+        let now = tokio::time::Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     pub(super) fn raft(&self) -> Raft<TypeConfig, StateMachine> {
@@ -164,6 +176,9 @@ pub struct GroupView {
     pub leader: Option<u64>,
     /// Current term.
     pub term: u64,
+    /// A leader spoke to this node lately. One that is cut off knows its last leader for ever: with pre-votes
+    /// nothing makes it forget.
+    pub heard: bool,
     /// This node leads and heard from a quorum within an election timeout.
     pub quorum: bool,
     /// Last entry in the local log.
@@ -265,6 +280,11 @@ impl Groups {
 
     pub(super) fn raft_group(&self, id: GroupId) -> Option<&RaftGroup> {
         self.groups.get(&id).map(AsRef::as_ref)
+    }
+
+    /// The same for whoever outlives the call.
+    pub(super) fn shared_group(&self, id: GroupId) -> Option<Arc<RaftGroup>> {
+        self.groups.get(&id).cloned()
     }
 
     /// A group, if there is one of that number.
@@ -471,6 +491,12 @@ impl Group {
         GroupView {
             leader: m.current_leader,
             term: m.current_term,
+            heard: self
+                .inner
+                .heard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_some_and(|at| at.elapsed() < self.election_max * SILENCE),
             quorum: m.state == ServerState::Leader
                 && (membership.voter_ids().count() == 1
                     || m.last_quorum_acked

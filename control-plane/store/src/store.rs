@@ -296,7 +296,8 @@ impl Store {
     pub fn check_against(&self, group: GroupId, durable: LogPosition) -> Result<(), StoreError> {
         let group_store = self.group(group);
         let state = group_store.log_state()?;
-        let last = state.last.or(state.purged);
+        // A snapshot that was installed takes the log's place before the log is told that it is purged.
+        let last = state.last.or(state.purged).max(group_store.applied()?.last);
         // A replica that was no member's any more was emptied: what was said before is over.
         if last.max(group_store.emptied()?) < Some(durable) {
             return Err(StoreError::Lost {

@@ -750,6 +750,27 @@ fn p11_an_interrupted_install_is_finished_at_the_next_start() {
 }
 
 #[test]
+fn an_installed_snapshot_answers_for_the_log_that_it_replaced() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, applied) = filled(a.path());
+    let last = applied.last.unwrap();
+    let to = open(b.path());
+    let g = to.group(GroupId(1));
+    let (staged, carried) = transfer(&from.group(GroupId(1)), &g);
+    g.install(staged, carried).unwrap();
+    drop((g, to));
+    // The process ended before the log was purged up to it.
+    let again = open(b.path());
+    assert_eq!(again.group(GroupId(1)).log_state().unwrap().last, None);
+    again.check_against(GroupId(1), last).unwrap();
+    let beyond = LogPosition {
+        index: last.index + 1,
+        ..last
+    };
+    again.check_against(GroupId(1), beyond).unwrap_err();
+}
+
+#[test]
 fn two_snapshots_that_come_at_once_do_not_mix() {
     let (a, b, c) = (
         tempfile::tempdir().unwrap(),

@@ -196,7 +196,9 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
     run.cluster.sink.script().clear();
     run.hole.open();
     run.quantities.said_by_logs = claims::said_by_logs(&run.cluster);
-    let quantities = traffic.end(run.cluster, run.quantities, DRAIN).await?;
+    let quantities = traffic
+        .end(run.cluster, run.quantities, DRAIN, outcome.is_err())
+        .await?;
     outcome?;
     Ok(quantities)
 }

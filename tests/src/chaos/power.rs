@@ -64,7 +64,7 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
         cluster.ready(&name, RECOVERY).await?;
     }
     let limit = if plan.lie { DRAIN / 6 } else { DRAIN };
-    let quantities = traffic.end(cluster, quantities, limit).await?;
+    let quantities = traffic.end(cluster, quantities, limit, false).await?;
     ensure!(
         quantities.disks.discarded > 0,
         "no power loss took anything: {quantities}"

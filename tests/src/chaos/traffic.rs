@@ -63,12 +63,13 @@ impl Traffic {
     }
 
     /// Stops it, waits at most `limit` until the queue is empty, judges, and prints. The folder of a run
-    /// that did not hold stays.
+    /// that did not hold, or that is to be looked at, stays.
     pub(super) async fn end(
         self,
         cluster: Cluster,
         mut quantities: Quantities,
         limit: Duration,
+        keep: bool,
     ) -> Result<Quantities> {
         // Who is refused is patient: where nothing is accepted any more, this would never end.
         let _in_time = tokio::time::timeout(limit, self.small.stop()).await;
@@ -88,7 +89,7 @@ impl Traffic {
         quantities.explained =
             quantities.verdict.unknown + quantities.kept_and_dropped + strikes * 2 * IN_FLIGHT;
         println!("{quantities}");
-        if quantities.hold().is_ok() {
+        if !keep && quantities.hold().is_ok() {
             cluster.pass()?;
         }
         Ok(quantities)
