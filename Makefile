@@ -13,6 +13,8 @@
 #   make chaos                    faults on real processes under load, as root; MINUTES=10, SEED=n, PLAN=mixed,
 #                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
 #                                 lie about syncs, and the run has to report lost mail
+#   make mutants                  break the product on purpose, one rule at a time, and show which test notices;
+#                                 ARGS="--only M1,M14" tries some, ARGS=--quick what unit tests catch
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -35,10 +37,11 @@ BENCH := $(TARGET)/release/sealane-bench
 
 CHAOS := $(TARGET)/debug/sealane-chaos
 
-.PHONY: help run kill start stop status built test bench sim chaos build fmt lint packages-run packages-test packages-bench
+.PHONY: help run kill start stop status built test bench sim chaos mutants build fmt lint packages-run packages-test \
+  packages-bench
 
 help:
-	@sed -n '1,17s/^# \{0,1\}//p' Makefile
+	@sed -n '/^[^#]/q; /^$$/q; s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -64,6 +67,7 @@ built:
 test: packages-test
 	cargo build --workspace --bins --tests --locked
 	cargo test --workspace --locked $(strip $(TESTS))
+	$(if $(strip $(TESTS)),,$(TARGET)/debug/sealane-mutants --quick)
 
 # Measured is what would be installed: the release profile.
 bench: packages-bench
@@ -80,6 +84,11 @@ chaos: packages-test
 	cargo build --workspace --bins --locked
 	@$(CHAOS) --plan $(or $(PLAN),mixed) --minutes $(or $(MINUTES),10) --rounds $(or $(ROUNDS),$(if $(LIE),2,20)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(LIE),--lie) $(strip $(ARGS))
+
+# Built as for the tests, then once more with the feature: what has nothing to break is shared.
+mutants: packages-test
+	cargo build --workspace --bins --tests --locked
+	@$(TARGET)/debug/sealane-mutants $(strip $(ARGS))
 
 build:
 	cargo build --workspace --bins --locked

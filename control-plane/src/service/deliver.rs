@@ -9,6 +9,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
+use sealane_mutants::{Mutant::M14, mutant};
 use sealane_policy::RetrySchedule;
 use sealane_scheduler::retry_at;
 use sealane_state::queries::{self, StoredMessage};
@@ -363,7 +364,7 @@ impl DeliverDesk {
             .filter(|r| r.outcome() == Outcome::Failed)
             .collect();
         let envelope = message.record.envelope.as_ref()?;
-        if failed.is_empty() || envelope.reverse_path.is_empty() {
+        if failed.is_empty() || !hears_of_failures(envelope) {
             return None;
         }
         let now = self.groups.clock().wall_ms();
@@ -577,6 +578,11 @@ fn of_destination(report: &v1::Report) -> Option<sealane_scheduler::Outcome> {
     })
 }
 
+/// The null reverse-path never does: a report about a report would have no end (RFC 5321 section 4.5.5).
+fn hears_of_failures(envelope: &v1::Envelope) -> bool {
+    !envelope.reverse_path.is_empty() || mutant(M14)
+}
+
 /// What a relay reported, without a verdict of ours.
 fn as_reported(r: &v1::RecipientReport) -> v1::RecipientResult {
     v1::RecipientResult {
@@ -644,6 +650,16 @@ mod tests {
             let said = of_destination(&report(code, enhanced, tls));
             assert_eq!(said, Some(expected), "{code} {enhanced} {tls}");
         }
+    }
+
+    #[test]
+    fn the_null_reverse_path_hears_of_no_failure() {
+        let from = |reverse_path: &str| v1::Envelope {
+            reverse_path: reverse_path.into(),
+            ..v1::Envelope::default()
+        };
+        assert!(hears_of_failures(&from("sender@client.example")));
+        assert!(!hears_of_failures(&from("")));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::{
     records::{get, put},
     tables::{Table, TableError, WriteTables},
 };
+use sealane_mutants::{Mutant::M12, mutant};
 use sealane_wire::v1::{self, command_reply::Result as Answer, node_record::State};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -238,8 +239,14 @@ pub(crate) fn allocate<T: WriteTables>(
             format!("{NODE_LIMIT} ids were given: no more"),
         ));
     }
+    let id = if mutant(M12) {
+        let ordinal = o.name.rsplit('-').next();
+        ordinal.and_then(|n| n.parse().ok()).unwrap_or(s.index)
+    } else {
+        s.index
+    };
     let node = v1::NodeRecord {
-        id: s.index,
+        id,
         name: o.name,
         address: o.address,
         incarnation: o.incarnation,

@@ -6,6 +6,10 @@ use crate::{
     },
     tables::{Table, TableError, WriteTables},
 };
+use sealane_mutants::{
+    Mutant::{M4, M5, M19, M20},
+    mutant,
+};
 use sealane_types::{CHUNK_SIZE, MessageId};
 use sealane_wire::v1::{
     self, Outcome, command_reply::Result as Answer, dedupe_record::Fate, recipient_record::State,
@@ -132,6 +136,9 @@ fn first_answer<T: WriteTables>(
     id: MessageId,
     holder: &str,
 ) -> Result<Option<Answer>, TableError> {
+    if mutant(M5) {
+        return Ok(None);
+    }
     let Some(m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
         return Ok(match fate(s, id)?.map(|f| f.fate()) {
             Some(Fate::Aborted) => Some(Answer::Aborted(v1::Aborted {})),
@@ -391,6 +398,15 @@ fn remove_message<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<
     Ok(())
 }
 
+/// Nobody else is at it.
+fn is_free(r: &v1::RecipientRecord) -> bool {
+    match r.state() {
+        State::Waiting => true,
+        State::Leased => mutant(M19) || mutant(M20),
+        _ => false,
+    }
+}
+
 /// Grants what is waiting. The attempt is counted before it happens. Whether it is due the leader decides: what
 /// a wrong clock stored as due in ten years must not wait for them.
 pub(crate) fn lease<T: WriteTables>(
@@ -408,7 +424,7 @@ pub(crate) fn lease<T: WriteTables>(
             let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else {
                 continue;
             };
-            if r.state() != State::Waiting {
+            if !is_free(&r) {
                 continue;
             }
             r.set_state(State::Leased);
@@ -540,7 +556,11 @@ fn is_current(
     result: &v1::RecipientResult,
 ) -> bool {
     match r.state() {
-        State::Leased => epoch != 0 && r.epoch == epoch && result.outcome() != Outcome::Unspecified,
+        State::Leased => {
+            epoch != 0
+                && (r.epoch == epoch || mutant(M4))
+                && result.outcome() != Outcome::Unspecified
+        }
         State::Waiting | State::Held => {
             epoch == 0
                 && result.outcome() == Outcome::Failed

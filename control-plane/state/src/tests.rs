@@ -349,7 +349,8 @@ fn p7_node_ids_are_never_reused() {
     );
     let mut join = |incarnation: u8| {
         let op = Op::AllocateNode(v1::AllocateNodeOp {
-            name: "n".into(),
+            // As a StatefulSet names its pods: the ordinal must not be the id.
+            name: "control-plane-2".into(),
             address: "a:1".into(),
             incarnation: vec![incarnation; 16].into(),
         });

@@ -16,6 +16,7 @@ use crate::{
     transaction::{Applied, ApplyTxn, Reader},
 };
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M10, mutant};
 use sealane_types::GroupId;
 use std::{
     collections::BTreeMap,
@@ -365,7 +366,7 @@ impl GroupStore {
             };
             self.core.write(0, |batch| {
                 // A batch that ends in a hole (after a snapshot) is marked by the next one.
-                if let Some(p) = position {
+                if let Some(p) = position.filter(|_| !mutant(M10)) {
                     self.put_meta(batch, Meta::Purged, &encode_position(p));
                 }
                 for index in next..=last {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use sealane_state::{ReadTables, Table, WriteTables};
 use sealane_types::GroupId;
+use sha2::{Digest, Sha256};
 use std::{
     path::Path,
     sync::{Arc, Mutex, mpsc},
@@ -399,6 +400,30 @@ fn without_a_thread_callbacks_wait_for_the_sync_too() {
     pump.sync();
     s.shutdown();
     assert_eq!(pump.turn(), Next::Closed);
+}
+
+#[test]
+fn p2_a_vote_is_answered_after_its_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        drive: Drive::Pump(Arc::new(|| ())),
+        ..Options::default()
+    };
+    let s = Store::open(dir.path(), options).unwrap();
+    let mut pump = s.pump().unwrap();
+    let (tx, rx) = mpsc::channel();
+    let vote = VoteRecord {
+        term: 1,
+        node: 1,
+        committed: false,
+    };
+    s.group(GroupId(1))
+        .save_vote(vote, Box::new(move |r| tx.send(r).unwrap()))
+        .unwrap();
+    assert_eq!(pump.turn(), Next::Sync);
+    assert!(rx.try_recv().is_err(), "answered before the sync");
+    pump.sync();
+    rx.recv().unwrap().unwrap();
 }
 
 #[test]
@@ -811,7 +836,16 @@ fn a_damaged_snapshot_is_refused_before_anything_is_changed() {
             .write(std::slice::from_ref(&record), 1)
             .is_err()
     );
-    assert!(g.stage_snapshot().unwrap().finish(1, &[0; 32]).is_err());
+    let staged = || {
+        let mut stage = g.stage_snapshot().unwrap();
+        let crc = crate::snapshot::checksum(std::slice::from_ref(&record));
+        stage.write(std::slice::from_ref(&record), crc).unwrap();
+        stage
+    };
+    let digest = Sha256::digest(crate::snapshot::encode(std::slice::from_ref(&record)));
+    assert!(staged().finish(1, &[0; 32]).is_err(), "another digest");
+    assert!(staged().finish(2, &digest).is_err(), "another number");
+    assert!(staged().finish(1, &digest).is_ok());
 }
 
 proptest! {

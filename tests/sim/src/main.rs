@@ -62,6 +62,9 @@ struct Arguments {
     /// Each seed once only: does not notice what makes a run unrepeatable.
     #[arg(long)]
     once: bool,
+    /// Begins no other seed after one that is red.
+    #[arg(long)]
+    first_red: bool,
     /// Simulations at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,

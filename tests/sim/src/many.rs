@@ -138,6 +138,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                         .pop_front();
                     let Some(job) = next else { return };
                     let report = twice(arguments, job);
+                    if arguments.first_red && !report.violations.is_empty() {
+                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    }
                     for what in &report.violations {
                         println!("seed {}: {what}", job.seed);
                     }

@@ -118,6 +118,16 @@ impl Storm {
                 s.outside.ledger().died((n, life));
                 self.wound(fault, down);
             }
+            Kind::Split => {
+                for a in 0..self.plan.nodes {
+                    for b in a + 1..self.plan.nodes {
+                        let (a, b) = (node::name(a), node::name(b));
+                        s.sim.partition(a.as_str(), b.as_str());
+                        s.report.count("links cut", 1);
+                        self.wound(fault, Wound::Cut(a, b));
+                    }
+                }
+            }
             Kind::Partition | Kind::Hold => {
                 let (a, b) = self.pair(fault);
                 let oneway = fault.variant.is_multiple_of(3);

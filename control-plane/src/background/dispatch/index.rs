@@ -6,6 +6,7 @@
 use super::Events;
 use crate::raft::EffectBatch;
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M20, mutant};
 use sealane_runtime::clock::Now;
 use sealane_scheduler::{Limits, NewItem, Scheduler, WorkItem};
 use sealane_state::{Effect, queries::StoredMessage};
@@ -376,6 +377,10 @@ impl Index {
                         .or_insert((due, held));
                     entry.0 = entry.0.min(due);
                     entry.1 &= held;
+                }
+                State::Leased if mutant(M20) => {
+                    let key = destination.to_ascii_lowercase();
+                    waiting.entry(key).or_insert((at.now.steady_ms, false));
                 }
                 State::Leased => {
                     let same = |k: &&Known| k.epoch == r.epoch && k.until_ms == r.lease_until_ms;

@@ -15,6 +15,7 @@ use crate::{
     leaders::{Link, View},
 };
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M18, mutant};
 use sealane_types::{MessageId, NodeId, TraceContext};
 use sealane_wire::v1::{self, submit_outcome::Kind, submit_request::Frame};
 use std::{sync::Arc, time::Duration};
@@ -218,6 +219,9 @@ impl Settlement<'_> {
                     self.pause(until).await;
                 }
                 Wake::Answer(..) => self.pause(until).await,
+                Wake::Elsewhere if mutant(M18) && !self.uploaded => {
+                    return Some(Err(SubmitError::NotProposed("the stream broke".into())));
+                }
                 Wake::Elsewhere => {}
                 Wake::Deadline => break,
             }
