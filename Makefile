@@ -7,7 +7,8 @@
 #   make status                   say what runs
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
-#                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases
+#                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases,
+#                                 ARGS=--profile draws flame graphs
 #   make sim SEEDS=200            simulate clusters under faults, every seed twice; SEED=7 replays one with its events
 #   make chaos                    faults on real processes under load, as root; MINUTES=10, SEED=n, PLAN=mixed,
 #                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
@@ -28,13 +29,16 @@ DEV := $(TARGET)/debug/sealane-dev
 # Debian packages and what needs them. libclang-dev: bindgen, for RocksDB's C API.
 BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
-TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump
+# perf, for ARGS=--profile.
+BENCH_PACKAGES := linux-perf
+TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables faketime
 
 BENCH := $(TARGET)/release/sealane-bench
 
 CHAOS := $(TARGET)/debug/sealane-chaos
 
-.PHONY: help run kill start stop status built test bench sim chaos mutants build fmt lint packages-run packages-test
+.PHONY: help run kill start stop status built test bench sim chaos mutants build fmt lint packages-run packages-test \
+  packages-bench
 
 help:
 	@sed -n '/^[^#]/q; /^$$/q; s/^# \{0,1\}//p' Makefile
@@ -66,7 +70,7 @@ test: packages-test
 	$(if $(strip $(TESTS)),,$(TARGET)/debug/sealane-mutants --quick)
 
 # Measured is what would be installed: the release profile.
-bench: packages-test
+bench: packages-bench
 	cargo build --release --workspace --exclude sealane-sim --bins --locked
 	@$(BENCH) $(CASES) $(if $(PEER),--peer $(PEER)) --report $(TARGET)/bench/report.json $(strip $(ARGS))
 
@@ -98,6 +102,9 @@ lint:
 
 packages-run:
 	@tests/install-packages $(RUN_PACKAGES)
+
+packages-bench:
+	@tests/install-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
 
 packages-test:
 	@tests/install-packages $(TEST_PACKAGES)

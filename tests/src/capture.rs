@@ -1,4 +1,4 @@
-//! A packet capture of the loopback interface, judged by what crossed in clear.
+//! A packet capture of an interface, judged by what crossed in clear.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,14 @@ impl Capture {
     /// # Errors
     /// When tcpdump is missing or may not capture (it needs root).
     pub async fn start(folder: &Path, ports: &[u16]) -> Result<Self> {
+        Self::on("lo", folder, ports).await
+    }
+
+    /// The same on another interface.
+    ///
+    /// # Errors
+    /// When tcpdump is missing or may not capture (it needs root).
+    pub async fn on(interface: &str, folder: &Path, ports: &[u16]) -> Result<Self> {
         let program =
             tools::find("tcpdump").context("tcpdump is missing (make test installs it)")?;
         let (file, log) = (folder.join("capture.pcap"), folder.join("tcpdump.log"));
@@ -34,7 +42,7 @@ impl Capture {
             .collect();
         let child = Command::new(program)
             .args([
-                "-i", "lo", "-s", "0", "-B", "65536", "-U", "-Z", "root", "-w",
+                "-i", interface, "-s", "0", "-B", "65536", "-U", "-Z", "root", "-w",
             ])
             .arg(&file)
             .arg(filter.join(" or "))

@@ -4,49 +4,39 @@
 //! ends with [`Cluster::pass`], the folder with configuration and logs stays and its path is printed.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::layout::{ControlPlane, Layout, Relay, Settings};
+use crate::layout::Layout;
 use crate::links::Links;
 use crate::load::{Kind, Target};
 use crate::powerloss::Disk;
 use crate::process::{Lifetime, Running};
-use crate::sink::{Sink, SinkConfig};
-use crate::{policy, ports, tools, wait};
+use crate::sink::Sink;
+use crate::{awake, policy, wait};
 
+mod builder;
 mod disks;
+mod logs;
+mod namespaces;
+mod status;
+
+pub use builder::Builder;
+pub use namespaces::{Loss, Namespaces};
+use status::leader_and_follower;
+pub(crate) use status::settled;
+pub use status::{http_get, http_ok, number};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// How long a fresh cluster may take until it accepts mail.
-const START: Duration = Duration::from_secs(60);
-
-/// What to build.
-#[derive(Debug)]
-pub struct Builder {
-    control_planes: usize,
-    /// How many of them are there from the start.
-    founders: Option<usize>,
-    relays: usize,
-    settings: Settings,
-    delays: String,
-    next_hop: Option<SocketAddr>,
-    cluster: String,
-    bare: bool,
-    disks: bool,
-    links: bool,
-}
+const START: Duration = Duration::from_secs(120);
 
 /// A running cluster. Dropping it kills every process.
 #[derive(Debug)]
@@ -58,201 +48,15 @@ pub struct Cluster {
     disks: BTreeMap<String, Disk>,
     /// The network between the nodes, if it is in our hands.
     pub links: Option<Links>,
+    /// Where the processes run, if not beside us.
+    pub namespaces: Option<Namespaces>,
     folder: Option<TempDir>,
     /// The test reached its end: the folder may go.
     passed: bool,
     _turn: MutexGuard<'static, ()>,
 }
 
-impl Builder {
-    #[must_use]
-    pub fn control_planes(mut self, count: usize) -> Self {
-        self.control_planes = count;
-        self
-    }
-
-    /// Only so many control-plane nodes are started, and known to the relay nodes; [`Cluster::start`] starts
-    /// the others later.
-    #[must_use]
-    pub fn founders(mut self, count: usize) -> Self {
-        self.founders = Some(count);
-        self
-    }
-
-    #[must_use]
-    pub fn relays(mut self, count: usize) -> Self {
-        self.relays = count;
-        self
-    }
-
-    #[must_use]
-    pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
-        change(&mut self.settings);
-        self
-    }
-
-    /// Retry delays of the destination `*`, as a YAML list.
-    #[must_use]
-    pub fn delays(mut self, delays: &str) -> Self {
-        delays.clone_into(&mut self.delays);
-        self
-    }
-
-    /// Route all mail here instead of to the sink.
-    #[must_use]
-    pub fn next_hop(mut self, address: SocketAddr) -> Self {
-        self.next_hop = Some(address);
-        self
-    }
-
-    /// No policy is applied: relay nodes run, but are not ready.
-    #[must_use]
-    pub fn bare(mut self) -> Self {
-        self.bare = true;
-        self
-    }
-
-    /// Each control-plane node keeps its volume on a [`Disk`] of its own.
-    #[must_use]
-    pub fn disks(mut self) -> Self {
-        self.disks = true;
-        self
-    }
-
-    /// Control-plane nodes are reached through [`Links`].
-    #[must_use]
-    pub fn links(mut self) -> Self {
-        self.links = true;
-        self
-    }
-
-    /// Name of the cluster in its certificates.
-    #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.cluster);
-        self
-    }
-
-    /// The layout with free ports in `root`, nothing written.
-    ///
-    /// # Errors
-    /// When binaries or ports are missing.
-    pub fn layout(&self, root: &Path) -> Result<Layout> {
-        let control_planes = (1..=self.control_planes)
-            .map(|number| {
-                Ok(ControlPlane {
-                    name: format!("control-plane-{number}"),
-                    listen: ports::free()?,
-                    advertise: if self.links {
-                        Some(ports::free()?)
-                    } else {
-                        None
-                    },
-                    metrics: ports::free()?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let relays = (1..=self.relays)
-            .map(|number| {
-                Ok(Relay {
-                    name: format!("relay-node-{number}"),
-                    mx: ports::free()?,
-                    submission: ports::free()?,
-                    submissions: ports::free()?,
-                    metrics: ports::free()?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Layout {
-            root: root.to_owned(),
-            binaries: tools::folder()?,
-            cluster: self.cluster.clone(),
-            founders: self.founders.unwrap_or(self.control_planes),
-            control_planes,
-            relays,
-            settings: self.settings.clone(),
-        })
-    }
-
-    /// Starts everything, applies the demo policy and waits until mail is accepted.
-    ///
-    /// # Errors
-    /// When that does not happen in time; the error names the folder with the logs.
-    pub async fn start(self) -> Result<Cluster> {
-        let began = Instant::now();
-        let mut cluster = self.prepare().await?;
-        let outcome = cluster.come_up(&self).await;
-        if let Err(error) = outcome {
-            let kept = cluster.keep_folder();
-            return Err(error.context(format!(
-                "cluster did not start; see {}",
-                kept.join("log").display()
-            )));
-        }
-        println!(
-            "cluster up after {:.1} s in {}",
-            began.elapsed().as_secs_f32(),
-            cluster.layout.root.display()
-        );
-        Ok(cluster)
-    }
-
-    /// Writes configuration and PKI and starts the sink, but no process of the product.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub async fn prepare(&self) -> Result<Cluster> {
-        let turn = ONE_AT_A_TIME.lock().await;
-        let folder = tempfile::Builder::new().prefix("sealane-").tempdir()?;
-        let layout = self.layout(folder.path())?;
-        layout.write()?;
-        let mut disks = BTreeMap::new();
-        if self.disks {
-            for node in &layout.control_planes {
-                disks.insert(node.name.clone(), Disk::mount(&layout.data(&node.name))?);
-            }
-        }
-        let mut links = self.links.then(Links::new);
-        if let Some(links) = &mut links {
-            for node in &layout.control_planes {
-                links
-                    .open(&node.name, node.reached_at(), node.listen)
-                    .await?;
-            }
-        }
-        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sink = Sink::start(SinkConfig::at(anywhere, folder.path().join("sink"))).await?;
-        Ok(Cluster {
-            layout,
-            sink,
-            processes: BTreeMap::new(),
-            disks,
-            links,
-            folder: Some(folder),
-            passed: false,
-            _turn: turn,
-        })
-    }
-}
-
 impl Cluster {
-    /// Three control-plane nodes and two relay nodes, unless told otherwise.
-    #[must_use]
-    pub fn builder() -> Builder {
-        Builder {
-            control_planes: 3,
-            founders: None,
-            relays: 2,
-            settings: Settings::default(),
-            delays: "[1s, 1s, 2s, 5s]".to_owned(),
-            next_hop: None,
-            cluster: "test".to_owned(),
-            bare: false,
-            disks: false,
-            links: false,
-        }
-    }
-
     async fn come_up(&mut self, builder: &Builder) -> Result<()> {
         let later: Vec<String> = self.layout.later().map(|node| node.name.clone()).collect();
         for name in self.layout.names() {
@@ -331,7 +135,7 @@ impl Cluster {
             .remove(name)
             .with_context(|| format!("{name} does not run"))?;
         running.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + limit;
+        let began = Instant::now();
         loop {
             if let Some(status) = running.try_wait()? {
                 ensure!(
@@ -342,7 +146,7 @@ impl Cluster {
                 return Ok(());
             }
             ensure!(
-                Instant::now() < deadline,
+                awake::since(began) < limit,
                 "{name} did not end within {limit:?}: {}",
                 self.tail(name)
             );
@@ -373,23 +177,6 @@ impl Cluster {
             }
         }
         Ok(())
-    }
-
-    /// The last lines of a process's log.
-    #[must_use]
-    pub fn tail(&self, name: &str) -> String {
-        let text = self.log(name);
-        let lines: Vec<&str> = text.lines().collect();
-        lines
-            .get(lines.len().saturating_sub(15)..)
-            .unwrap_or_default()
-            .join("\n")
-    }
-
-    /// The whole log of a process.
-    #[must_use]
-    pub fn log(&self, name: &str) -> String {
-        String::from_utf8_lossy(&fs::read(self.layout.log(name)).unwrap_or_default()).into_owned()
     }
 
     /// Waits for `/readyz` of a process to say 200.
@@ -512,113 +299,4 @@ impl Drop for Cluster {
             );
         }
     }
-}
-
-/// GET over a bare socket: Ok when the status is 200.
-///
-/// # Errors
-/// When nobody answers or the status is another.
-pub async fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
-    http_get(address, path).await.map(|_| ())
-}
-
-/// GET over a bare socket; gives the response with its headers.
-///
-/// # Errors
-/// When nobody answers or the status is not 200.
-pub async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
-    let asking = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(2), asking).await??;
-    ensure!(
-        answer.starts_with("HTTP/1.1 200"),
-        "{path}: {}",
-        answer.lines().next().unwrap_or("empty answer")
-    );
-    Ok(answer)
-}
-
-/// Whether every group has a leader and three voters (or as many as there are nodes).
-///
-/// # Errors
-/// Says which group has not.
-pub(crate) fn settled(layout: &Layout) -> Result<()> {
-    let status = layout.admin_json(&["cluster", "status"])?;
-    let groups = groups(&status)?;
-    ensure!(
-        groups.len() as u64 == u64::from(layout.settings.shards) + 1,
-        "{} groups",
-        groups.len()
-    );
-    let voters = layout.control_planes.len().min(3);
-    for group in groups {
-        ensure!(number(group, "leader") != 0, "no leader: {group}");
-        let known = group
-            .get("voters")
-            .and_then(Value::as_array)
-            .map_or(0, Vec::len);
-        ensure!(known >= voters, "{known} voters: {group}");
-    }
-    Ok(())
-}
-
-fn groups(status: &Value) -> Result<&Vec<Value>> {
-    status
-        .get("groups")
-        .and_then(Value::as_array)
-        .with_context(|| format!("no groups in {status}"))
-}
-
-/// A number of a JSON object; JSON mappings of protobuf may write 64-bit numbers as strings.
-#[must_use]
-pub fn number(value: &Value, key: &str) -> u64 {
-    match value.get(key) {
-        Some(Value::String(text)) => text.parse().unwrap_or(0),
-        Some(other) => other.as_u64().unwrap_or(0),
-        None => 0,
-    }
-}
-
-fn leader_and_follower(layout: &Layout, group: u64) -> Result<(String, String)> {
-    let status = layout.admin_json(&["cluster", "status"])?;
-    let entry = groups(&status)?
-        .iter()
-        .find(|one| number(one, "group") == group)
-        .with_context(|| format!("group {group} in {status}"))?;
-    let leader = number(entry, "leader");
-    ensure!(leader != 0, "group {group} has no leader");
-    let nodes = layout.admin_json(&["node", "list"])?;
-    let list = nodes
-        .as_array()
-        .or_else(|| nodes.get("nodes").and_then(Value::as_array))
-        .context("nodes")?;
-    let mut found = (None, None);
-    for node in list {
-        let id = ["nodeId", "node_id", "id"]
-            .iter()
-            .map(|key| number(node, key))
-            .max()
-            .unwrap_or(0);
-        let name = node
-            .get("name")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
-        if id == leader {
-            found.0 = Some(name);
-        } else if id != 0 {
-            found.1 = Some(name);
-        }
-    }
-    Ok((
-        found.0.context("leader's name")?,
-        found.1.context("a follower's name")?,
-    ))
 }

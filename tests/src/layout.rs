@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::process::Spec;
-use crate::tools;
+use crate::{clocks, tools};
 
 /// One control-plane node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct ControlPlane {
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
     pub metrics: SocketAddr,
+    /// The file of its network namespace, if that is not ours.
+    #[serde(default)]
+    pub namespace: Option<PathBuf>,
 }
 
 impl ControlPlane {
@@ -48,6 +51,9 @@ pub struct Relay {
     pub submission: SocketAddr,
     pub submissions: SocketAddr,
     pub metrics: SocketAddr,
+    /// The file of its network namespace, if that is not ours.
+    #[serde(default)]
+    pub namespace: Option<PathBuf>,
 }
 
 /// See the module's documentation.
@@ -82,6 +88,9 @@ pub struct Settings {
     /// OTLP collector, `http://host:port`.
     pub otlp: Option<String>,
     pub log_filter: String,
+    /// Each process has a clock of its own that can be set wrong.
+    #[serde(default)]
+    pub clocks: bool,
 }
 
 impl Default for Settings {
@@ -96,6 +105,7 @@ impl Default for Settings {
             enqueue_timeout: None,
             otlp: None,
             log_filter: "info,openraft=error".to_owned(),
+            clocks: false,
         }
     }
 }
@@ -142,6 +152,12 @@ impl Layout {
         self.root.join("log").join(format!("{name}.log"))
     }
 
+    /// The file that says how wrong the clock of a process is.
+    #[must_use]
+    pub fn clock(&self, name: &str) -> PathBuf {
+        self.root.join("clock").join(name)
+    }
+
     #[must_use]
     pub fn sealane(&self) -> PathBuf {
         self.binaries.join("sealane")
@@ -166,6 +182,11 @@ impl Layout {
             fs::create_dir_all(self.root.join(folder))?;
         }
         self.write_pki()?;
+        if self.settings.clocks {
+            for name in self.names() {
+                clocks::set(&self.clock(&name), 0)?;
+            }
+        }
         for node in &self.control_planes {
             fs::write(self.config(&node.name), self.control_plane_yaml(node))?;
         }
@@ -318,10 +339,12 @@ impl Layout {
     /// # Errors
     /// When the name is not one of this cluster.
     pub fn spec(&self, name: &str) -> Result<Spec> {
-        let binary = if self.control_planes.iter().any(|node| node.name == name) {
-            "control-plane"
-        } else if self.relays.iter().any(|node| node.name == name) {
-            "relay-node"
+        let control = self.control_planes.iter().find(|node| node.name == name);
+        let relay = self.relays.iter().find(|node| node.name == name);
+        let (binary, namespace) = if let Some(node) = control {
+            ("control-plane", &node.namespace)
+        } else if let Some(node) = relay {
+            ("relay-node", &node.namespace)
         } else {
             anyhow::bail!(
                 "no process is called {name}; there are {}",
@@ -330,6 +353,12 @@ impl Layout {
         };
         Ok(Spec {
             name: name.to_owned(),
+            namespace: namespace.clone(),
+            environment: if self.settings.clocks {
+                clocks::environment(&self.clock(name))?
+            } else {
+                Vec::new()
+            },
             program: self.binaries.join(binary),
             args: vec![
                 "--config".to_owned(),

@@ -3,16 +3,24 @@
 //! It joins two things only: what the load generator wrote down before and after each attempt, and
 //! the files of the sink. The product's own counters are not asked.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+mod arrival;
+mod judge;
+mod verdict;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-use crate::sink::{Received, Store};
+use crate::awake;
+use crate::sink::{Store, now_ms};
+
+use arrival::{Arrival, arrival, check};
+pub use arrival::{behind_trace, token};
+pub use verdict::Verdict;
 
 /// The header that carries the token; its value is random and means nothing to the product.
 pub const TOKEN_HEADER: &str = "X-Ledger: ";
@@ -37,6 +45,8 @@ pub struct Offer {
     pub recipients: Vec<String>,
     pub octets: usize,
     pub sha256: [u8; 32],
+    /// Those of the recipients that the next hop refuses for good: each needs exactly one report.
+    pub failing: Vec<String>,
 }
 
 impl Offer {
@@ -49,7 +59,15 @@ impl Offer {
             recipients: recipients.to_vec(),
             octets: content.len(),
             sha256: Sha256::digest(content).into(),
+            failing: Vec::new(),
         }
+    }
+
+    /// These of the recipients are refused for good by the next hop.
+    #[must_use]
+    pub fn failing(mut self, recipients: &[String]) -> Self {
+        self.failing = recipients.to_vec();
+        self
     }
 }
 
@@ -57,6 +75,14 @@ impl Offer {
 struct Entry {
     offer: Offer,
     outcomes: Vec<Outcome>,
+    /// When the last 250 was read, by the machine's clock.
+    accepted_ms: Option<u64>,
+}
+
+impl Entry {
+    fn is_answered(&self) -> bool {
+        !self.outcomes.is_empty()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,135 +94,29 @@ struct Book {
     files: HashMap<PathBuf, Arrival>,
 }
 
-/// One file of the sink, as far as the ledger cares.
-#[derive(Debug, Clone)]
-enum Arrival {
-    /// Null reverse-path: a report.
-    Dsn,
-    NoToken,
-    Message {
-        token: String,
-        reverse_path: String,
-        recipients: Vec<String>,
-        octets: Vec<u8>,
-        bare_line_ends: bool,
-        tls: bool,
-    },
-    /// Looked at and found right: content is not kept.
-    Checked {
-        token: String,
-        recipients: Vec<String>,
-        problem: Option<String>,
-    },
-}
-
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Ledger {
     book: Mutex<Book>,
-}
-
-/// What the ledger says at one moment.
-#[derive(Debug, Clone, Default)]
-pub struct Verdict {
-    /// Different messages offered.
-    pub offered: usize,
-    /// Attempts, and how they ended.
-    pub attempts: usize,
-    pub accepted: usize,
-    pub temporary: usize,
-    pub permanent: usize,
-    pub unknown: usize,
-    pub broken: usize,
-    /// Different messages that arrived for all their recipients.
-    pub delivered: usize,
-    /// Deliveries beyond the first (or beyond the number of 250s) of a message to a recipient.
-    pub duplicates: usize,
-    /// Reports (null reverse-path).
-    pub dsns: usize,
-    /// Arrived without any 250: the outcome was unknown to the client.
-    pub unanswered_arrivals: usize,
-    /// Arrived, though every attempt was refused or broke before the final dot: a 4xx that was not true.
-    pub refused_arrivals: Vec<String>,
-    /// Accepted, not arrived.
-    pub lost: Vec<String>,
-    /// Arrived, never offered, or only ever refused with 5xx.
-    pub phantoms: Vec<String>,
-    /// Arrived with other content, another envelope, bare line ends, or without TLS.
-    pub damaged: Vec<String>,
-    /// Distinct texts of refusals and how often they came.
-    pub refusals: BTreeMap<String, usize>,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "offered={} attempts={} 250={} 4xx={} 5xx={} unknown={} broken={} delivered={} dups={} dsns={} \
-             unanswered-arrivals={} refused-arrivals={} lost={} phantoms={} damaged={}",
-            self.offered,
-            self.attempts,
-            self.accepted,
-            self.temporary,
-            self.permanent,
-            self.unknown,
-            self.broken,
-            self.delivered,
-            self.duplicates,
-            self.dsns,
-            self.unanswered_arrivals,
-            self.refused_arrivals.len(),
-            self.lost.len(),
-            self.phantoms.len(),
-            self.damaged.len()
-        )?;
-        for (text, times) in self.refusals.iter().take(8) {
-            write!(formatter, "\n    {times} x {text}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Verdict {
-    /// Nothing lost, nothing invented, nothing changed, and something happened at all.
-    ///
-    /// # Errors
-    /// Names the first few messages that break a rule.
-    pub fn holds(&self) -> Result<()> {
-        ensure!(self.accepted > 0, "vacuous: nothing was accepted: {self}");
-        ensure!(
-            self.lost.is_empty(),
-            "lost after 250: {:?}: {self}",
-            first(&self.lost)
-        );
-        ensure!(
-            self.phantoms.is_empty(),
-            "delivered but not offered: {:?}: {self}",
-            first(&self.phantoms)
-        );
-        ensure!(
-            self.refused_arrivals.is_empty(),
-            "delivered, but every answer was a refusal: {:?}: {self}",
-            first(&self.refused_arrivals)
-        );
-        ensure!(
-            self.damaged.is_empty(),
-            "damaged: {:?}: {self}",
-            first(&self.damaged)
-        );
-        Ok(())
-    }
-}
-
-fn first(list: &[String]) -> &[String] {
-    list.get(..5).unwrap_or(list)
+    /// Files of the sink are deleted once they were found right.
+    thrifty: bool,
 }
 
 impl Ledger {
+    /// For long runs: what was looked at and is right takes no more room on the disk.
+    #[must_use]
+    pub fn thrifty() -> Self {
+        Self {
+            thrifty: true,
+            ..Self::default()
+        }
+    }
+
     /// Writes an offer down, before any octet of it is sent.
     pub fn offer(&self, offer: Offer) {
         let entry = Entry {
             outcomes: Vec::new(),
+            accepted_ms: None,
             offer,
         };
         self.lock().entries.insert(entry.offer.token.clone(), entry);
@@ -205,10 +125,14 @@ impl Ledger {
     /// Writes down how an attempt ended.
     pub fn outcome(&self, token: &str, outcome: Outcome) {
         let mut book = self.lock();
-        if outcome == Outcome::Accepted {
+        let accepted = outcome == Outcome::Accepted;
+        if accepted {
             book.accepted_at.push(Instant::now());
         }
         if let Some(entry) = book.entries.get_mut(token) {
+            if accepted {
+                entry.accepted_ms = Some(now_ms());
+            }
             entry.outcomes.push(outcome);
         }
     }
@@ -229,7 +153,7 @@ impl Ledger {
             .count()
     }
 
-    /// The longest time without a 250 between `from` and `to`.
+    /// The longest time without a 250 between `from` and `to` in which this process ran.
     #[must_use]
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
         let mut moments: Vec<Instant> = self
@@ -244,7 +168,7 @@ impl Ledger {
         let mut last = from;
         let mut longest = Duration::ZERO;
         for moment in moments {
-            longest = longest.max(moment - last);
+            longest = longest.max(awake::between(last, moment));
             last = moment;
         }
         longest
@@ -256,68 +180,39 @@ impl Ledger {
     /// When a file of the sink cannot be read.
     pub fn judge(&self, sink: &Store) -> Result<Verdict> {
         self.read_files(sink)?;
+        Ok(judge::judge(&self.lock()))
+    }
+
+    /// Milliseconds from the 250 to the arrival, sorted, of messages that were accepted in this time (by the
+    /// machine's clock) and are of interest. Who has not arrived counts as arriving at `to`.
+    #[must_use]
+    pub fn delays(
+        &self,
+        from_ms: u64,
+        to_ms: u64,
+        of_interest: impl Fn(&Offer) -> bool,
+    ) -> Vec<u64> {
         let book = self.lock();
-        let mut verdict = Verdict {
-            offered: book.entries.len(),
-            ..Verdict::default()
-        };
-        let mut deliveries: HashMap<&str, HashMap<&str, usize>> = HashMap::new();
-        for (file, arrival) in &book.files {
-            match arrival {
-                Arrival::Dsn => verdict.dsns += 1,
-                Arrival::NoToken | Arrival::Message { .. } => {
-                    verdict.phantoms.push(file.display().to_string())
-                }
-                Arrival::Checked {
-                    token,
-                    recipients,
-                    problem,
-                } => {
-                    if let Some(problem) = problem {
-                        verdict
-                            .damaged
-                            .push(format!("{}: {problem}", file.display()));
-                    }
-                    let of_token = deliveries.entry(token).or_default();
-                    for recipient in recipients {
-                        *of_token.entry(recipient).or_default() += 1;
-                    }
-                }
+        let mut arrived: HashMap<&str, u64> = HashMap::new();
+        for arrival in book.files.values() {
+            if let Arrival::Checked { token, at_ms, .. } = arrival {
+                let first = arrived.entry(token).or_insert(*at_ms);
+                *first = (*first).min(*at_ms);
             }
         }
-        for (token, entry) in &book.entries {
-            let accepted = count_outcomes(entry, &mut verdict);
-            let arrived = deliveries.remove(token.as_str()).unwrap_or_default();
-            let complete = entry
-                .offer
-                .recipients
-                .iter()
-                .all(|one| arrived.contains_key(one.as_str()));
-            verdict.delivered += usize::from(complete);
-            verdict.duplicates += arrived
-                .values()
-                .map(|times| times.saturating_sub(accepted.max(1)))
-                .sum::<usize>();
-            if accepted > 0 && !complete {
-                verdict.lost.push(token.clone());
-            }
-            if accepted == 0 && !arrived.is_empty() {
-                let all = |is: fn(&Outcome) -> bool| {
-                    !entry.outcomes.is_empty() && entry.outcomes.iter().all(is)
-                };
-                if all(|o| matches!(o, Outcome::Permanent(_))) {
-                    verdict.phantoms.push(token.clone());
-                } else if all(|o| !matches!(o, Outcome::Unknown(_))) {
-                    verdict.refused_arrivals.push(token.clone());
-                } else {
-                    verdict.unanswered_arrivals += 1;
-                }
-            }
-        }
-        verdict
-            .phantoms
-            .extend(deliveries.keys().map(|token| (*token).to_owned()));
-        Ok(verdict)
+        let entries = book.entries.values();
+        let mut delays: Vec<u64> = entries
+            .filter(|entry| of_interest(&entry.offer))
+            .filter_map(|entry| {
+                let accepted = entry
+                    .accepted_ms
+                    .filter(|at| (from_ms..to_ms).contains(at))?;
+                let at = arrived.get(entry.offer.token.as_str()).unwrap_or(&to_ms);
+                Some(at.saturating_sub(accepted))
+            })
+            .collect();
+        delays.sort_unstable();
+        delays
     }
 
     /// Judges again and again until nothing accepted is missing or `limit` is over; gives the last verdict.
@@ -325,10 +220,10 @@ impl Ledger {
     /// # Errors
     /// When a file of the sink cannot be read.
     pub async fn settle(&self, sink: &Store, limit: Duration) -> Result<Verdict> {
-        let deadline = Instant::now() + limit;
+        let began = Instant::now();
         loop {
             let verdict = self.judge(sink)?;
-            if verdict.lost.is_empty() || Instant::now() >= deadline {
+            if verdict.lost.is_empty() || awake::since(began) >= limit {
                 return Ok(verdict);
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -336,13 +231,17 @@ impl Ledger {
     }
 
     fn read_files(&self, sink: &Store) -> Result<()> {
-        for received in sink.list()? {
-            if self.lock().files.contains_key(&received.file) {
+        for file in sink.files()? {
+            if self.lock().files.contains_key(&file) {
                 continue;
             }
+            let received = sink.received(file)?;
             let arrival = arrival(&received)?;
             let mut book = self.lock();
             let checked = check(arrival, &book.entries);
+            if self.thrifty && checked.is_right() {
+                sink.forget(&received.file)?;
+            }
             book.files.insert(received.file, checked);
         }
         Ok(())
@@ -355,236 +254,6 @@ impl Ledger {
     }
 }
 
-/// Adds an entry's outcomes to the verdict; gives its number of 250s.
-fn count_outcomes(entry: &Entry, verdict: &mut Verdict) -> usize {
-    let mut accepted = 0;
-    for outcome in &entry.outcomes {
-        verdict.attempts += 1;
-        let text = match outcome {
-            Outcome::Accepted => {
-                accepted += 1;
-                verdict.accepted += 1;
-                continue;
-            }
-            Outcome::Temporary(text) => {
-                verdict.temporary += 1;
-                text
-            }
-            Outcome::Permanent(text) => {
-                verdict.permanent += 1;
-                text
-            }
-            Outcome::Unknown(text) => {
-                verdict.unknown += 1;
-                text
-            }
-            Outcome::Broken(text) => {
-                verdict.broken += 1;
-                text
-            }
-        };
-        *verdict.refusals.entry(text.clone()).or_default() += 1;
-    }
-    accepted
-}
-
-fn arrival(received: &Received) -> Result<Arrival> {
-    let envelope = &received.envelope;
-    if envelope.reverse_path.is_empty() {
-        return Ok(Arrival::Dsn);
-    }
-    let octets = received.octets()?;
-    let Some(token) = token(&octets) else {
-        return Ok(Arrival::NoToken);
-    };
-    Ok(Arrival::Message {
-        token,
-        reverse_path: envelope.reverse_path.clone(),
-        recipients: envelope.recipients.clone(),
-        bare_line_ends: envelope.bare_line_ends,
-        tls: !envelope.tls_version.is_empty(),
-        octets,
-    })
-}
-
-fn check(arrival: Arrival, entries: &HashMap<String, Entry>) -> Arrival {
-    let Arrival::Message {
-        token,
-        reverse_path,
-        recipients,
-        octets,
-        bare_line_ends,
-        tls,
-    } = arrival
-    else {
-        return arrival;
-    };
-    let problem = entries.get(&token).and_then(|entry| {
-        let offer = &entry.offer;
-        if bare_line_ends {
-            return Some("bare CR or LF".to_owned());
-        }
-        if !tls {
-            return Some("came in clear".to_owned());
-        }
-        if reverse_path != offer.reverse_path
-            || !recipients.iter().all(|one| offer.recipients.contains(one))
-        {
-            return Some(format!("envelope <{reverse_path}> {recipients:?}"));
-        }
-        behind_trace(&octets, offer)
-            .err()
-            .map(|error| error.to_string())
-    });
-    Arrival::Checked {
-        token,
-        recipients,
-        problem,
-    }
-}
-
-/// The token of a message, if it carries one.
-#[must_use]
-pub fn token(octets: &[u8]) -> Option<String> {
-    let at = octets
-        .windows(TOKEN_HEADER.len())
-        .position(|window| window == TOKEN_HEADER.as_bytes())?;
-    let rest = octets.get(at + TOKEN_HEADER.len()..)?;
-    let end = rest.iter().position(|octet| octet.is_ascii_whitespace())?;
-    Some(String::from_utf8_lossy(rest.get(..end)?).into_owned())
-}
-
-/// Checks that `octets` are trace headers and then exactly the content of the offer.
-///
-/// # Errors
-/// Says what differs.
-pub fn behind_trace(octets: &[u8], offer: &Offer) -> Result<()> {
-    ensure!(
-        octets.len() > offer.octets,
-        "{} octets arrived of {}",
-        octets.len(),
-        offer.octets
-    );
-    let (trace, content) = octets.split_at(octets.len() - offer.octets);
-    let digest: [u8; 32] = Sha256::digest(content).into();
-    ensure!(digest == offer.sha256, "content differs");
-    let trace = std::str::from_utf8(trace)?;
-    ensure!(
-        trace.starts_with("Received: ") && trace.ends_with("\r\n"),
-        "no Received header in front: {trace:?}"
-    );
-    for line in trace.split_terminator("\r\n") {
-        ensure!(
-            line.starts_with("Received: ") || line.starts_with([' ', '\t']),
-            "{line:?} in front of the content is no trace header"
-        );
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    fn offer(content: &[u8]) -> Offer {
-        Offer::of("t1", "a@b.example", &["c@d.example".to_owned()], content)
-    }
-
-    fn sink_with(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().to_owned()).unwrap();
-        for (from, octets) in files {
-            let envelope = crate::sink::Envelope {
-                reverse_path: (*from).to_owned(),
-                mail_parameters: Vec::new(),
-                recipients: vec!["c@d.example".to_owned()],
-                helo: String::new(),
-                peer: String::new(),
-                tls_version: "TLSv1_3".to_owned(),
-                tls_cipher: String::new(),
-                received_at_ms: 1,
-                octets: octets.len() as u64,
-                bare_line_ends: false,
-            };
-            store.keep(&envelope, octets).unwrap();
-        }
-        (folder, store)
-    }
-
-    const CONTENT: &[u8] = b"X-Ledger: t1\r\n\r\nhello\r\n";
-    const ARRIVED: &[u8] = b"Received: from x\r\n\tby y\r\nX-Ledger: t1\r\n\r\nhello\r\n";
-
-    #[test]
-    fn content_behind_received_headers_is_right_and_anything_else_is_not() {
-        behind_trace(ARRIVED, &offer(CONTENT)).unwrap();
-        behind_trace(
-            b"Received: x\r\nX-Ledger: t1\r\n\r\nhellO\r\n",
-            &offer(CONTENT),
-        )
-        .unwrap_err();
-        behind_trace(
-            b"Received: x\r\nBcc: y\r\nX-Ledger: t1\r\n\r\nhello\r\n",
-            &offer(CONTENT),
-        )
-        .unwrap_err();
-        behind_trace(CONTENT, &offer(CONTENT)).unwrap_err();
-    }
-
-    #[test]
-    fn a_250_without_a_file_is_a_loss() {
-        let (_folder, store) = sink_with(&[]);
-        let ledger = Ledger::default();
-        ledger.offer(offer(CONTENT));
-        ledger.outcome("t1", Outcome::Accepted);
-        assert!(ledger.judge(&store).unwrap().holds().is_err());
-    }
-
-    #[test]
-    fn two_files_for_one_250_are_one_duplicate() {
-        let (_folder, store) = sink_with(&[("a@b.example", ARRIVED), ("a@b.example", ARRIVED)]);
-        let ledger = Ledger::default();
-        ledger.offer(offer(CONTENT));
-        ledger.outcome("t1", Outcome::Accepted);
-        let verdict = ledger.judge(&store).unwrap();
-        verdict.holds().unwrap();
-        assert_eq!((verdict.delivered, verdict.duplicates), (1, 1));
-    }
-
-    #[test]
-    fn what_was_not_offered_or_was_refused_is_a_phantom() {
-        let (_folder, store) = sink_with(&[("a@b.example", ARRIVED)]);
-        let ledger = Ledger::default();
-        assert_eq!(ledger.judge(&store).unwrap().phantoms.len(), 1);
-        let ledger = Ledger::default();
-        ledger.offer(offer(CONTENT));
-        ledger.outcome("t1", Outcome::Permanent("550 no".to_owned()));
-        assert_eq!(ledger.judge(&store).unwrap().phantoms.len(), 1);
-    }
-
-    #[test]
-    fn a_451_for_what_arrives_is_a_lie_and_silence_is_not() {
-        for (outcome, truthful) in [
-            (Outcome::Temporary("451 no".to_owned()), false),
-            (Outcome::Broken("reset".to_owned()), false),
-            (Outcome::Unknown("closed".to_owned()), true),
-        ] {
-            let (_folder, store) = sink_with(&[("a@b.example", ARRIVED)]);
-            let ledger = Ledger::default();
-            ledger.offer(offer(CONTENT));
-            ledger.outcome("t1", outcome);
-            let verdict = ledger.judge(&store).unwrap();
-            assert_eq!(verdict.refused_arrivals.is_empty(), truthful, "{verdict}");
-            assert_eq!(verdict.unanswered_arrivals, usize::from(truthful));
-        }
-    }
-
-    #[test]
-    fn a_changed_envelope_or_body_is_damage() {
-        let (_folder, store) = sink_with(&[("other@b.example", ARRIVED)]);
-        let ledger = Ledger::default();
-        ledger.offer(offer(CONTENT));
-        ledger.outcome("t1", Outcome::Accepted);
-        assert_eq!(ledger.judge(&store).unwrap().damaged.len(), 1);
-    }
-}
+mod tests;

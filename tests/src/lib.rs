@@ -15,8 +15,10 @@
 //! Entry points: [`cluster::Cluster::builder`], [`sink::Sink::start`], [`load::run`],
 //! [`ledger::Ledger::judge`].
 
+pub mod awake;
 pub mod capture;
 pub mod chaos;
+pub mod clocks;
 pub mod cluster;
 pub mod collector;
 pub mod dev;
@@ -24,6 +26,7 @@ pub mod layout;
 pub mod ledger;
 pub mod links;
 pub mod load;
+pub mod membership;
 pub mod mutants;
 pub mod policy;
 pub mod ports;

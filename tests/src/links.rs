@@ -1,13 +1,14 @@
 //! The network between processes, in user space: who speaks to a control-plane node speaks through here.
 //!
 //! Each node advertises a listener of this process, which passes octets on to where the node listens. The
-//! kernel says which process opened a connection (`/proc/net/tcp` and the sockets of its pid), so each
+//! address of a namespace says which process opened a connection, or the kernel does (`/proc/net/tcp` and the
+//! sockets of its pid), so each
 //! direction between two processes can be cut or delayed by itself. A cut holds octets back, as a
 //! network that drops packets does: what was sent arrives after the cut is healed, if anybody still waits.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,6 +36,8 @@ struct Shared {
     /// By names, from and to; what is not here passes.
     weather: Mutex<BTreeMap<(String, String), Weather>>,
     pids: Mutex<BTreeMap<u32, String>>,
+    /// Addresses that only one process has.
+    homes: Mutex<BTreeMap<IpAddr, String>>,
     /// Pieces of a connection that were held or late.
     touched: AtomicU64,
 }
@@ -79,6 +82,11 @@ impl Links {
             }
         });
         Ok(())
+    }
+
+    /// Whoever comes from this address is the process of this name.
+    pub fn lives_at(&self, name: &str, address: IpAddr) {
+        lock(&self.shared.homes).insert(address, name.to_owned());
     }
 
     /// The process of this name has this pid now.
@@ -168,6 +176,9 @@ async fn copy(
 
 /// The name of the process that has the other end of a loopback connection.
 fn opened_by(shared: &Shared, peer: SocketAddr) -> Option<String> {
+    if let Some(name) = lock(&shared.homes).get(&peer.ip()) {
+        return Some(name.clone());
+    }
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
     let local = format!("0100007F:{:04X}", peer.port());
     let line = table

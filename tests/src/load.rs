@@ -1,6 +1,7 @@
 //! The load generator: N connections that offer mail as fast as it is taken.
 
 mod message;
+mod recipients;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -18,6 +19,7 @@ use crate::ledger::{Ledger, Offer, Outcome};
 use crate::smtp::{Client, Reply, stuffed};
 
 pub use message::{content, token};
+pub use recipients::Mail;
 
 /// Pause of a retrying client between attempts.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -64,6 +66,8 @@ pub struct Load {
     pub reverse_path: String,
     /// Domain of the recipients.
     pub domain: String,
+    /// What the next hop does with it: each message is one of these.
+    pub mails: Vec<Mail>,
 }
 
 impl Load {
@@ -81,6 +85,7 @@ impl Load {
             password: crate::policy::PASSWORD.to_owned(),
             reverse_path: "load@client.example".to_owned(),
             domain: crate::policy::SERVED.to_owned(),
+            mails: vec![Mail::Welcome],
         }
     }
 
@@ -99,6 +104,18 @@ impl Load {
     #[must_use]
     pub fn pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
+        self
+    }
+
+    #[must_use]
+    pub fn mails(mut self, mails: Vec<Mail>) -> Self {
+        self.mails = mails;
+        self
+    }
+
+    #[must_use]
+    pub fn to_domain(mut self, domain: &str) -> Self {
+        domain.clone_into(&mut self.domain);
         self
     }
 
@@ -172,10 +189,10 @@ impl Worker {
         while self.may_offer() {
             let token = token();
             let size = rand::rng().random_range(self.load.size.clone());
-            let to = vec![format!("{}@{}", recipient(), self.load.domain)];
+            let (to, failing) = Mail::recipients(&self.load.mails, &self.load.domain);
             let content = content(&token, &self.load.reverse_path, &to, size);
-            self.ledger
-                .offer(Offer::of(&token, &self.load.reverse_path, &to, &content));
+            let offer = Offer::of(&token, &self.load.reverse_path, &to, &content);
+            self.ledger.offer(offer.failing(&failing));
             loop {
                 let outcome = self.attempt(&to, &content).await;
                 let again = match &outcome {
@@ -304,8 +321,4 @@ fn refusal(reply: &Reply) -> Outcome {
     } else {
         Outcome::Permanent(text)
     }
-}
-
-fn recipient() -> String {
-    format!("user{}", rand::rng().random_range(0..100))
 }

@@ -36,3 +36,22 @@ limits: {{ connections: 20, messagesPerConnection: 100 }}
 "
     )
 }
+
+/// The domain that [`hole`] routes.
+pub const HOLE: &str = "hole.example";
+
+/// A document more: mail to [`HOLE`] goes to another next hop.
+#[must_use]
+pub fn hole(next_hop: SocketAddr, delays: &str) -> String {
+    let (host, port) = (next_hop.ip(), next_hop.port());
+    format!(
+        "---
+kind: Destination
+name: {HOLE}
+route: {{ host: {host}, port: {port} }}
+tls: {{ level: encrypt }}
+retry: {{ delays: {delays}, lifetime: 5d, tlsLifetime: 24h }}
+limits: {{ connections: 20, messagesPerConnection: 100 }}
+"
+    )
+}

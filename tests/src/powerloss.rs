@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{process, tools};
+use crate::{awake, process, tools};
 
 /// How long mounting may take.
 const START: Duration = Duration::from_secs(10);
@@ -96,12 +96,12 @@ impl Disk {
             mount: mount.to_owned(),
             control,
         };
-        let deadline = Instant::now() + START;
+        let began = Instant::now();
         while UnixStream::connect(&disk.control).is_err() {
             if let Some(status) = disk.child.try_wait()? {
                 bail!("sealane-powerloss-fs ended with {status}: {}", disk.log());
             }
-            ensure!(Instant::now() < deadline, "not mounted: {}", disk.log());
+            ensure!(awake::since(began) < START, "not mounted: {}", disk.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(disk)

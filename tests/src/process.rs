@@ -1,5 +1,6 @@
 //! Real processes: started, signalled, looked at through `/proc`, and reaped.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -18,6 +19,12 @@ pub struct Spec {
     pub name: String,
     pub program: PathBuf,
     pub args: Vec<String>,
+    /// The file of the network namespace that it runs in; `None`: ours.
+    #[serde(default)]
+    pub namespace: Option<PathBuf>,
+    /// Variables of its environment, beside ours.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
     /// Its working folder and the place of what it keeps.
     pub folder: PathBuf,
     /// Standard output and standard error, appended.
@@ -46,18 +53,26 @@ impl Spec {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("opening {}", self.log.display()))?;
-        // Both helpers are of util-linux and become the program by exec: the pid stays.
-        let mut command = match lifetime {
+        // All helpers are of util-linux and become the program by exec: the pid stays.
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(namespace) = &self.namespace {
+            let mut net = OsString::from("--net=");
+            net.push(namespace);
+            words.extend(["nsenter".into(), net, "--".into()]);
+        }
+        match lifetime {
             Lifetime::WithParent => {
-                let mut command = Command::new("setpriv");
-                command.args(["--pdeathsig", "KILL", "--"]);
-                command
+                words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from));
             }
-            Lifetime::Detached => Command::new("setsid"),
-        };
+            Lifetime::Detached => words.push("setsid".into()),
+        }
+        let (helper, rest) = words.split_first().context("a helper")?;
+        let mut command = Command::new(helper);
         command
+            .args(rest)
             .arg(&self.program)
             .args(&self.args)
+            .envs(self.environment.iter().cloned())
             .current_dir(&self.folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("log handle")?)

@@ -4,6 +4,7 @@
 //! tests, so it is strict about what it is there to judge: mail commands in clear and bare CR or LF
 //! are counted, never repaired.
 
+mod hole;
 mod script;
 mod session;
 mod store;
@@ -19,8 +20,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+pub use hole::Hole;
 pub use script::{Act, Rule, Script, Stage};
 pub use session::SinkTls;
+pub(crate) use store::now_ms;
 pub use store::{Envelope, Received, Store};
 pub use traffic::{Traffic, most_within};
 

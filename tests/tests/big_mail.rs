@@ -123,6 +123,7 @@ async fn one(target: Target, body: Arc<Vec<u8>>, ledger: Arc<Ledger>) -> Result<
         .chain_update(body.as_slice())
         .finalize();
     ledger.offer(Offer {
+        failing: Vec::new(),
         token: token.clone(),
         reverse_path: "big@client.example".to_owned(),
         recipients: to,

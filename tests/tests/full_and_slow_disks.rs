@@ -9,6 +9,7 @@ use sealane_tests::chaos::space::{self, Ill, Place};
 async fn full_and_slow_disks_cost_time_and_no_mail() -> Result<()> {
     let cases = [
         (Ill::Full, Place::Everywhere),
+        (Ill::Exhausted, Place::Everywhere),
         (Ill::Slow(1000), Place::Leader),
     ];
     Box::pin(space::run(&cases)).await?.hold()

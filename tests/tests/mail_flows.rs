@@ -213,7 +213,7 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
     let mut client =
         load::connect(cluster.targets(Kind::Submission)[0], SUBMITTER, PASSWORD).await?;
     let token = load::token();
-    let good = vec![
+    let good = [
         "grey@remote.example".to_owned(),
         "fine@remote.example".to_owned(),
     ];
@@ -223,7 +223,12 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
         .chain(["nobody@remote.example".to_owned()])
         .collect();
     let content = load::content(&token, "sender@client.example", &all, 2000);
-    ledger.offer(Offer::of(&token, "sender@client.example", &good, &content));
+    let bad: Vec<String> = all
+        .iter()
+        .filter(|one| !good.contains(one))
+        .cloned()
+        .collect();
+    ledger.offer(Offer::of(&token, "sender@client.example", &all, &content).failing(&bad));
     let reply = client
         .transaction("sender@client.example", &all, &content)
         .await?;

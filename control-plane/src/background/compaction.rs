@@ -1,5 +1,5 @@
 //! Keeps the logs short, sweeps what is forgotten, and watches the disk.
-use crate::raft::{Group, Groups, now_ms};
+use crate::raft::{Group, Groups};
 use bytes::Bytes;
 use sealane_state::REMEMBER_MS;
 use sealane_store::Store;
@@ -52,22 +52,23 @@ pub(crate) async fn run(
                 .iter()
                 .filter(|g| g.is_leader() && g.id() != GroupId::META)
             {
-                sweep(&group).await;
+                sweep(&group, groups.clock().wall_ms()).await;
             }
         }
     }
 }
 
-/// Refuses new mail below the reserve, takes it again above one and a quarter of it.
+/// Refuses new mail below the reserve, takes it again above one and a quarter of it. The ballast comes back
+/// only where it does not take that.
 fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
+    let enough = reserve.saturating_add(reserve / 4);
+    if let Err(e) = sealane_runtime::blocking::in_place(|| store.keep_ballast(enough)) {
+        tracing::warn!(error = %e, "no ballast: a node whose volume is full cannot start again");
+    }
     match sealane_runtime::blocking::in_place(|| store.free_bytes()) {
         Ok(free) => {
             let was = disk_full.load(Ordering::Relaxed);
-            let now = if was {
-                free < reserve.saturating_add(reserve / 4)
-            } else {
-                free < reserve
-            };
+            let now = if was { free < enough } else { free < reserve };
             if now != was {
                 tracing::warn!(
                     free,
@@ -82,8 +83,7 @@ fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
     }
 }
 
-async fn sweep(group: &Group) {
-    let now = now_ms();
+async fn sweep(group: &Group, now: u64) {
     for _ in 0..SWEEP_ROUNDS {
         let op = Op::Sweep(v1::SweepOp {
             dedupe_before_ms: now.saturating_sub(REMEMBER_MS),

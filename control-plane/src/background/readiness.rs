@@ -33,8 +33,8 @@ impl Current {
     }
 }
 
-/// Ready: the metadata group has a leader and counts this node, and so does every group that is placed
-/// here, with all its replicas, and this node's replica is current. A group on its way to this node is ready as
+/// Ready: the metadata group has a leader that speaks to this node and counts it, and so does every group that is
+/// placed here, with all its replicas, and this node's replica is current. A group on its way to this node is ready as
 /// long as it is whole where it is.
 fn is_ready(groups: &Groups, current: &mut Current) -> bool {
     let (me, registry) = (groups.node_id(), groups.registry());
@@ -49,6 +49,7 @@ fn is_ready(groups: &Groups, current: &mut Current) -> bool {
         if member && (meta || v.voters.contains(&me)) && !registry.left_out(g.id(), me) {
             return current.note(g.id(), v.behind)
                 && v.leader.is_some()
+                && (v.heard || v.leader == Some(me))
                 && full(v.voters.len())
                 && (v.leader != Some(me) || g.leading().is_some());
         }

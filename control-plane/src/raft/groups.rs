@@ -16,14 +16,14 @@ use openraft::{
     raft::ReadPolicy,
 };
 use prost::Message;
-use sealane_runtime::{blocking, identity::Identity, world::now_ms};
-use sealane_store::{GroupStore, Store};
+use sealane_runtime::{blocking, clock::Clock, identity::Identity};
+use sealane_store::{GroupStore, LogPosition, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, PoisonError, RwLock, Weak,
+        Arc, Mutex, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -57,6 +57,8 @@ pub struct GroupsConfig {
     pub keep_entries: u64,
     /// Octets of them.
     pub keep_octets: u64,
+    /// What stamps proposals.
+    pub clock: Arc<Clock>,
 }
 
 /// Why a proposal was not answered with a committed result.
@@ -85,6 +87,9 @@ pub struct Committed {
     pub reply: v1::CommandReply,
 }
 
+/// A leader that is silent for so many of the longest election timeouts is not there.
+const SILENCE: u32 = 4;
+
 #[derive(Debug)]
 pub(super) struct RaftGroup {
     pub(super) id: GroupId,
@@ -93,6 +98,8 @@ pub(super) struct RaftGroup {
     pub(super) store: GroupStore,
     /// Every member's log holds the entries up to here.
     settled: Arc<AtomicU64>,
+    /// When this node last answered a leader.
+    heard: Mutex<Option<tokio::time::Instant>>,
 }
 
 impl RaftGroup {
@@ -118,8 +125,15 @@ impl RaftGroup {
                 instance: RwLock::new(instance),
                 store,
                 settled,
+                heard: Mutex::default(),
             }
         })
+    }
+
+    /// A leader was answered as one.
+    pub(super) fn note_leader(&self) {
+        let now = tokio::time::Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     pub(super) fn raft(&self) -> Raft<TypeConfig, StateMachine> {
@@ -152,6 +166,7 @@ pub struct Group {
     election_max: Duration,
     keep_entries: u64,
     keep_octets: u64,
+    clock: Arc<Clock>,
 }
 
 /// What this node knows of a group right now.
@@ -161,6 +176,9 @@ pub struct GroupView {
     pub leader: Option<u64>,
     /// Current term.
     pub term: u64,
+    /// A leader spoke to this node lately. One that is cut off knows its last leader for ever: with pre-votes
+    /// nothing makes it forget.
+    pub heard: bool,
     /// This node leads and heard from a quorum within an election timeout.
     pub quorum: bool,
     /// Last entry in the local log.
@@ -235,6 +253,18 @@ impl Groups {
     pub fn node_id(&self) -> u64 {
         self.config.node_id
     }
+    /// By which time this node judges.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.config.clock
+    }
+    /// Whether this node may say that the time of a message is up. It asks others what time it is, unless
+    /// there are none.
+    pub(crate) fn may_expire(&self) -> bool {
+        let registry = self.registry();
+        let me = self.config.node_id;
+        let mut others = registry.nodes.keys();
+        self.config.clock.is_compared() || others.all(|n| *n == me || registry.refused(*n))
+    }
     /// This cluster.
     pub fn cluster_id(&self) -> &str {
         &self.config.cluster_id
@@ -252,6 +282,11 @@ impl Groups {
         self.groups.get(&id).map(AsRef::as_ref)
     }
 
+    /// The same for whoever outlives the call.
+    pub(super) fn shared_group(&self, id: GroupId) -> Option<Arc<RaftGroup>> {
+        self.groups.get(&id).cloned()
+    }
+
     /// A group, if there is one of that number.
     pub fn group(&self, id: GroupId) -> Option<Group> {
         self.groups.get(&id).map(|inner| Group {
@@ -261,6 +296,7 @@ impl Groups {
             election_max: self.config.election_max,
             keep_entries: self.config.keep_entries,
             keep_octets: self.config.keep_octets,
+            clock: self.config.clock.clone(),
         })
     }
 
@@ -348,7 +384,7 @@ impl Group {
         body: Bytes,
     ) -> Result<Committed, ProposeError> {
         let command = v1::Command {
-            now_ms: now_ms(),
+            now_ms: self.clock.wall_ms(),
             settled: self.inner.settled.load(Ordering::Relaxed),
             op: Some(op),
         };
@@ -455,6 +491,12 @@ impl Group {
         GroupView {
             leader: m.current_leader,
             term: m.current_term,
+            heard: self
+                .inner
+                .heard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_some_and(|at| at.elapsed() < self.election_max * SILENCE),
             quorum: m.state == ServerState::Leader
                 && (membership.voter_ids().count() == 1
                     || m.last_quorum_acked
@@ -487,6 +529,24 @@ impl Group {
         let m = m.borrow_watched();
         let at = m.replication.as_ref()?.get(&node)?.as_ref()?;
         Some(codec::wire_log_id(at))
+    }
+
+    /// How far the logs of other members are durable and committed, if this node leads: what they can never be
+    /// without again.
+    pub(crate) fn witnessed(&self) -> Option<BTreeMap<u64, LogPosition>> {
+        self.leads()?;
+        let m = self.inner.raft().metrics();
+        let m = m.borrow_watched();
+        let committed = codec::position(m.last_applied.as_ref()?);
+        let of = m.replication.as_ref()?.iter();
+        let of = of.filter(|(node, _)| **node != self.node_id);
+        Some(
+            of.filter_map(|(node, at)| {
+                let durable = codec::position(at.as_ref()?);
+                Some((*node, durable.min(committed)))
+            })
+            .collect(),
+        )
     }
 
     /// Members with their addresses.

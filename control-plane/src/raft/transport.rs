@@ -181,9 +181,13 @@ impl RaftService for RaftTransport {
             .take_while(|r| std::future::ready(r.is_some()))
             .filter_map(std::future::ready);
         let input = futures_util::stream::once(std::future::ready(first)).chain(rest);
-        let output = raft
-            .stream_append(input)
-            .map(|r| r.map(append_reply).map_err(stopped));
+        let group = self.groups.shared_group(group.id);
+        let output = raft.stream_append(input).map(move |r| {
+            if let (Ok(Ok(_) | Err(StreamAppendError::Conflict(_))), Some(group)) = (&r, &group) {
+                group.note_leader();
+            }
+            r.map(append_reply).map_err(stopped)
+        });
         Ok(Response::new(Box::pin(output)))
     }
 

@@ -7,7 +7,7 @@ use crate::{
     background::{dispatch::Dispatch, leadership::LeaderClaims},
     metrics::Metrics,
     policy_view::PolicyView,
-    raft::{Committed, Groups, ProposeError, now_ms},
+    raft::{Committed, Groups, ProposeError},
     service::queue::hello,
 };
 use bytes::Bytes;
@@ -224,7 +224,7 @@ impl SubmitDesk {
         if reserved {
             let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
             relay.clone_into(&mut op.holder);
-            op.lease_until_ms = now_ms().saturating_add(lease);
+            op.lease_until_ms = self.groups.clock().wall_ms().saturating_add(lease);
         }
         reserved
     }
@@ -259,7 +259,7 @@ impl SubmitDesk {
             size: e.size,
             sha256: e.sha256,
             chunks: e.chunks,
-            expires_at_ms: now_ms().saturating_add(lifetime),
+            expires_at_ms: self.groups.clock().wall_ms().saturating_add(lifetime),
             holder: String::new(),
             lease_until_ms: 0,
         };

@@ -253,6 +253,21 @@ pub(crate) fn allocate<T: WriteTables>(
         joined_at_ms: s.now,
         ..Default::default()
     };
+    // Who joins under a known name has lost that name's volume, and nobody listens to the old one any more.
+    let before = r.newest(|n| n.name == node.name && n.state() != State::Removed);
+    if let Some(before) = before {
+        let reports = queries::group_reports(s.tables)?;
+        if let Some(group) = change::outvoted(&r, &reports, &before) {
+            return Ok(refused(
+                "name",
+                format!(
+                    "group {group} would have no majority left without the volume that {} lost: this node \
+                     joins once the nodes that were lost before are replaced",
+                    before.name
+                ),
+            ));
+        }
+    }
     let role = join(&mut r, node.clone());
     audit(
         s,

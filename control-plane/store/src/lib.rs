@@ -13,12 +13,15 @@
 //! - A body is deleted when nothing refers to it **and** its log entry is purged.
 //! - Damage ends the WAL only if everything that was promised is before it: the high-water mark file tells
 //!   a volume that forgot (P14). It is written after each sync and synced every second.
+//! - Everything is read now and then ([`Scrub`]).
 //! - Damage that a read finds ends the process, and the volume is refused from then on.
+//! - A volume that is full can be opened: a ballast file gives its space back before it is.
 //!
 //! It is the only user of RocksDB and knows nothing of Raft's algorithm. What it needs of RocksDB and of
 //! the file system are two small seams ([`engine`], [`files`]), so that a simulation can lose power.
 #![forbid(unsafe_code)]
 
+mod ballast;
 pub mod engine;
 mod error;
 pub mod files;
@@ -29,6 +32,7 @@ mod layout;
 mod log;
 mod recent;
 mod rocks;
+mod scrub;
 mod snapshot;
 mod store;
 mod syncer;
@@ -40,6 +44,7 @@ mod transaction;
 pub use error::StoreError;
 pub use group::GroupStore;
 pub use log::{LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord};
+pub use scrub::Scrub;
 pub use snapshot::{Export, SnapshotRecord, SnapshotStage, StagedSnapshot};
 pub use store::{NodeIdentity, OnStall, Options, Store};
 pub use syncer::{Drive, Flushed, Next, Pump};

@@ -1,5 +1,6 @@
 //! Opening a volume; what belongs to the node rather than to a group.
 use crate::{
+    ballast::Ballast,
     engine::{Batch, Engine, Patience, Written},
     error::StoreError,
     files::{Files, Folder, How},
@@ -8,6 +9,7 @@ use crate::{
     layout::{Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
     log::LogPosition,
     rocks::Rocks,
+    scrub::Scrub,
     snapshot,
     syncer::{Drive, OnFatal, Pump, Syncer},
 };
@@ -45,6 +47,8 @@ pub struct Options {
     pub cache: usize,
     /// Octets of all memtables together.
     pub write_buffers: usize,
+    /// Octets that are kept back so that a full volume can be opened; 0: none.
+    pub ballast: u64,
     /// Called once when storage has failed; the default ends the process.
     pub on_fatal: OnFatal,
     /// Runs a write that has to wait because the database is stalled; the default just runs it. An
@@ -73,6 +77,7 @@ impl Default for Options {
         Self {
             cache: 64 << 20,
             write_buffers: 256 << 20,
+            ballast: 0,
             on_fatal: Arc::new(|_| std::process::abort()),
             on_stall: Arc::new(|write| write()),
             drive: Drive::Thread,
@@ -93,6 +98,7 @@ pub(crate) struct Core {
     pub(crate) syncer: Syncer,
     pub(crate) hwm: Arc<Mutex<HighWater>>,
     pub(crate) files: Arc<dyn Files>,
+    ballast: Option<Ballast>,
     on_stall: OnStall,
     groups: Mutex<BTreeMap<GroupId, Arc<GroupShared>>>,
 }
@@ -190,15 +196,16 @@ impl Store {
     /// Opens or creates the volume at `dir`; finishes what a crash interrupted; refuses a volume that forgot.
     pub fn open(dir: &Path, mut options: Options) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
+        let ballast = Ballast::before_start(dir, options.ballast)?;
         let files = Arc::new(Folder(dir.to_owned()));
         check_format(files.as_ref())?;
         check_damaged(dir)?;
         options.on_fatal = marking(dir, options.on_fatal);
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
-        let marked = !hwm.marks.is_empty();
-        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options, marked)?;
+        let database = files.names()?.iter().any(|n| n == DB_NAME);
+        let hwm = HighWater::open(files.as_ref(), options.clock, database)?;
+        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options)?;
         hwm.sync_regularly(files.as_ref())?;
-        let opened = Self::assemble(Arc::new(engine), files, hwm, options);
+        let opened = Self::assemble(Arc::new(engine), files, hwm, Some(ballast), options);
         if let Some(why) = shortened {
             // Opening it again would find a sound, shorter WAL: what is missing is written down now.
             if let Err(e) = &opened {
@@ -219,14 +226,15 @@ impl Store {
         options: Options,
     ) -> Result<Self, StoreError> {
         check_format(files.as_ref())?;
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
-        Self::assemble(engine, files, hwm, options)
+        let hwm = HighWater::open(files.as_ref(), options.clock, false)?;
+        Self::assemble(engine, files, hwm, None, options)
     }
 
     fn assemble(
         engine: Arc<dyn Engine>,
         files: Arc<dyn Files>,
         hwm: HighWater,
+        ballast: Option<Ballast>,
         options: Options,
     ) -> Result<Self, StoreError> {
         let hwm = Arc::new(Mutex::new(hwm));
@@ -236,6 +244,7 @@ impl Store {
             syncer,
             hwm,
             files,
+            ballast,
             on_stall: options.on_stall,
             groups: Mutex::default(),
         });
@@ -285,9 +294,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Lost`].
     pub fn check_against(&self, group: GroupId, durable: LogPosition) -> Result<(), StoreError> {
-        let state = self.group(group).log_state()?;
-        let last = state.last.or(state.purged);
-        if last < Some(durable) {
+        let group_store = self.group(group);
+        let state = group_store.log_state()?;
+        // A snapshot that was installed takes the log's place before the log is told that it is purged.
+        let last = state.last.or(state.purged).max(group_store.applied()?.last);
+        // A replica that was no member's any more was emptied: what was said before is over.
+        if last.max(group_store.emptied()?) < Some(durable) {
             return Err(StoreError::Lost {
                 group: group.0,
                 what: format!("log entries (has {last:?}, a peer was given {durable:?})"),
@@ -374,6 +386,17 @@ impl Store {
     /// Octets free on the volume.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         Ok(self.core.files.free_bytes()?)
+    }
+
+    /// A pass over everything that is stored.
+    pub fn scrub(&self) -> Scrub {
+        Scrub::new(self.core.clone())
+    }
+
+    /// Makes the ballast again where so many octets stay free beside it.
+    pub fn keep_ballast(&self, wanted: u64) -> Result<(), StoreError> {
+        let ballast = self.core.ballast.as_ref();
+        ballast.map_or(Ok(()), |ballast| ballast.keep(wanted))
     }
 
     /// Drives the syncer; `None` if it has a thread.

@@ -56,7 +56,7 @@ struct Arguments {
     /// Syncs are acknowledged and not done: the runs must fail.
     #[arg(long)]
     lies: bool,
-    /// Clocks may be wrong by an hour: shows what docs/consistency.md says of it.
+    /// Clocks are wrong by an hour and by years in every seed, not in two of five.
     #[arg(long)]
     wild_clocks: bool,
     /// Each seed once only: does not notice what makes a run unrepeatable.

@@ -115,13 +115,14 @@ pub(crate) struct Plan {
     pub(crate) patience: Duration,
 }
 
-/// Leases are taken back two seconds after their end, so clocks may be this wrong. What happens beyond
-/// is in docs/consistency.md.
+/// Clocks that are synchronised, more or less.
 const SKEW_MS: i64 = 900;
 /// Longer than the control plane waits for a commit (25 s).
 const SPLIT: Duration = Duration::from_secs(27);
-/// With `--wild-clocks`.
+/// In two of five seeds, and with `--wild-clocks`: by an hour, and now and then one of them by years.
 pub(crate) const WILD_MS: i64 = 3_600_000;
+/// So wrong is one clock at a time at most: with two of three nobody could say what time it is.
+pub(crate) const YEARS_MS: i64 = 10 * 365 * 24 * WILD_MS;
 
 impl Plan {
     /// The plan of a seed.
@@ -188,6 +189,9 @@ impl Plan {
         };
         if r.random_bool(0.125) {
             plan.split();
+        }
+        if r.random_bool(0.4) {
+            plan.skew_ms = WILD_MS;
         }
         plan
     }

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sealane_client::{
     Content, DeliverClient, LeasedWork, Members, Renewal, Submission, SubmitClient, SubmitError,
-    mtls, new_id,
+    mtls,
 };
 use sealane_runtime::identity::Identity;
 use sealane_types::{CHUNK_SIZE, MessageId, TraceContext};
@@ -178,7 +178,7 @@ impl Process {
         let Some(shard) = self.submit.choose_shard() else {
             return;
         };
-        let id = new_id(shard);
+        let id = self.submit.new_id(shard);
         let raw = *id.as_bytes();
         let serial = self.serial.get();
         self.serial.set(serial + 1);
@@ -382,6 +382,7 @@ impl Process {
         let reference = v1::LeaseRef {
             id: work.lease.id.clone(),
             epoch,
+            until_ms: 0,
         };
         let until = |w: &LeasedWork| w.received + Duration::from_millis(w.lease.lease_ms);
         let body = timeout_at(until(&work), self.body(id, epoch)).await;

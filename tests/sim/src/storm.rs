@@ -3,7 +3,7 @@ use crate::{
     clocks,
     disk::Death,
     node, note,
-    plan::{Fault, Kind, Plan},
+    plan::{Fault, Kind, Plan, WILD_MS, YEARS_MS},
     relay,
     run::Simulation,
 };
@@ -193,7 +193,15 @@ impl Storm {
             Kind::Clock => {
                 let host = self.any_host(fault.whom);
                 let most = self.plan.skew_ms;
-                let ms = i64::from(fault.variant) % (2 * most + 1) - most;
+                let mut ms = i64::from(fault.variant) % (2 * most + 1) - most;
+                let others = self
+                    .wounds
+                    .iter()
+                    .any(|(_, w)| matches!(w, Wound::Clock(_)));
+                if most == WILD_MS && !others && fault.variant.is_multiple_of(3) {
+                    ms = if ms < 0 { -YEARS_MS } else { YEARS_MS };
+                    s.report.count("clocks set wrong by years", 1);
+                }
                 clocks::skew(&host, ms);
                 s.report.count("clocks set wrong", 1);
                 self.wound(fault, Wound::Clock(host));

@@ -35,7 +35,7 @@ struct Args {
     /// Power losses of each number of nodes.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
-    /// Only these numbers of nodes, or only these damages.
+    /// Only these faults, numbers of nodes, damages, or cases.
     #[arg(long)]
     only: Vec<String>,
     /// All disks lie about their syncs and all nodes lose power: the run has to fail with lost mail.
@@ -53,7 +53,8 @@ async fn main() -> Result<()> {
     match plan {
         Plan::Mixed => {
             let time = std::time::Duration::from_secs(60 * args.minutes);
-            Box::pin(mixed::run(&mixed::Plan { seed, time }))
+            let only = args.only.clone();
+            Box::pin(mixed::run(&mixed::Plan { seed, time, only }))
                 .await?
                 .hold()?;
         }

@@ -64,7 +64,7 @@ pub async fn run(plan: &Plan) -> Result<Quantities> {
         cluster.ready(&name, RECOVERY).await?;
     }
     let limit = if plan.lie { DRAIN / 6 } else { DRAIN };
-    let quantities = traffic.end(cluster, quantities, limit).await?;
+    let quantities = traffic.end(cluster, quantities, limit, false).await?;
     ensure!(
         quantities.disks.discarded > 0,
         "no power loss took anything: {quantities}"
@@ -120,6 +120,7 @@ async fn one(
     for name in cluster.disk_names() {
         cluster.ready(&name, RECOVERY).await?;
     }
+    quantities.may_repeat += 1;
     quantities.took_effect(&format!("power loss of {together}"));
     quantities.at_stake += waiting;
     println!(

@@ -74,7 +74,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it still runs after `limit`, or ended with success.
-    pub async fn ended(&mut self, name: &str, from: usize, limit: Duration) -> Result<String> {
+    pub async fn ended(&mut self, name: &str, from: u64, limit: Duration) -> Result<String> {
         let status = {
             let running = std::cell::RefCell::new(self.running_mut(name)?);
             wait::until(&format!("{name} ended"), limit, || async {
@@ -83,8 +83,7 @@ impl Cluster {
             .await?
         };
         self.processes.remove(name);
-        let log = self.log(name);
-        let said = log.get(from..).unwrap_or_default().to_owned();
+        let said = self.log_since(name, from);
         ensure!(!status.success(), "{name} ended with success: {said}");
         Ok(said)
     }
@@ -99,6 +98,29 @@ impl Cluster {
             self.processes.remove(name);
         }
         Ok(ended)
+    }
+
+    /// Reaps a process that was sent SIGKILL.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn kill_again(&mut self, name: &str) -> Result<()> {
+        self.running_mut(name)?.kill_and_reap();
+        self.processes.remove(name);
+        Ok(())
+    }
+
+    /// Waits until a node keeps space back for a start on a full volume.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn has_ballast(&self, name: &str, limit: Duration) -> Result<()> {
+        let file = self.layout.data(name).join("BALLAST");
+        wait::until(&format!("{name} has its ballast"), limit, || async {
+            ensure!(fs::metadata(&file)?.len() > 0, "it is empty");
+            Ok(())
+        })
+        .await
     }
 
     /// Copies a node's volume as it is; the node should not run.

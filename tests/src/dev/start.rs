@@ -72,6 +72,7 @@ fn plan(folder: &RunFolder, args: &RunArgs) -> Result<State> {
     let control_planes: Vec<ControlPlane> = (0..CONTROL_PLANES)
         .map(|index| {
             Ok(ControlPlane {
+                namespace: None,
                 name: format!("control-plane-{}", index + 1),
                 listen: address(args.control_port, index)?,
                 advertise: None,
@@ -82,6 +83,7 @@ fn plan(folder: &RunFolder, args: &RunArgs) -> Result<State> {
     let relays = (0..RELAYS)
         .map(|index| {
             Ok(Relay {
+                namespace: None,
                 name: format!("relay-node-{}", index + 1),
                 mx: address(args.mx_port, index)?,
                 submission: address(args.submission_port, index)?,

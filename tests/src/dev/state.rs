@@ -163,6 +163,8 @@ impl State {
             &folder.display().to_string(),
         ];
         Ok(Spec {
+            namespace: None,
+            environment: Vec::new(),
             name: SINK.to_owned(),
             program: self.layout.binaries.join("sealane-dev"),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),

@@ -1,5 +1,6 @@
 //! What the sink does wrong on purpose.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub enum Act {
     Drop,
     /// [`Stage::Dot`] only: keep the message, then close without a reply.
     KeepAndDrop,
+    /// Say this to a line (or to recipients) the first time, and go on as usual from then on.
+    Greylist(String),
     /// Wait, then go on as usual.
     Delay(Duration),
 }
@@ -33,7 +36,7 @@ pub enum Act {
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub stage: Stage,
-    /// Part of the command line, or of the recipients at [`Stage::Dot`]; empty: any.
+    /// Part of the command line, or of the recipients at [`Stage::Data`] and [`Stage::Dot`]; empty: any.
     pub containing: String,
     pub act: Act,
     /// How often; `None`: always.
@@ -49,6 +52,10 @@ pub struct Script {
 #[derive(Debug)]
 struct State {
     rules: Vec<Rule>,
+    /// In force for ever, behind the others.
+    standing: Vec<Rule>,
+    /// What was said to whom by [`Act::Greylist`].
+    greylisted: BTreeSet<(String, String)>,
     offers_starttls: bool,
     /// Sent in clear in one write with the 220 to STARTTLS.
     injection: Option<String>,
@@ -59,6 +66,8 @@ impl Default for Script {
         Self {
             state: Mutex::new(State {
                 rules: Vec::new(),
+                standing: Vec::new(),
+                greylisted: BTreeSet::new(),
                 offers_starttls: true,
                 injection: None,
             }),
@@ -71,7 +80,12 @@ impl Script {
         self.lock().rules.push(rule);
     }
 
-    /// Forgets all rules: the sink accepts everything again.
+    /// Adds a rule that [`Self::clear`] leaves in force.
+    pub fn stand(&self, rule: Rule) {
+        self.lock().standing.push(rule);
+    }
+
+    /// Forgets all rules but the standing ones: the sink accepts everything else again.
     pub fn clear(&self) {
         let mut state = self.lock();
         state.rules.clear();
@@ -97,19 +111,64 @@ impl Script {
 
     /// The act for this moment, if a rule fits; uses it up.
     pub(super) fn take(&self, stage: Stage, line: &str) -> Option<Act> {
-        let mut state = self.lock();
-        let rule = state.rules.iter_mut().find(|rule| {
+        let state = &mut *self.lock();
+        let mut rules = state.rules.iter_mut().chain(&mut state.standing);
+        let rule = rules.find(|rule| {
             rule.stage == stage && rule.times != Some(0) && line.contains(&rule.containing)
         })?;
         if let Some(left) = &mut rule.times {
             *left -= 1;
         }
-        Some(rule.act.clone())
+        match rule.act.clone() {
+            Act::Greylist(reply) => {
+                let first = state.greylisted.insert((reply.clone(), line.to_owned()));
+                first.then_some(Act::Reply(reply))
+            }
+            act => Some(act),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(stage: Stage, containing: &str, act: Act) -> Rule {
+        Rule {
+            stage,
+            containing: containing.to_owned(),
+            act,
+            times: None,
+        }
+    }
+
+    #[test]
+    fn standing_rules_outlive_clear_and_come_behind_the_others() {
+        let script = Script::default();
+        script.stand(rule(Stage::Rcpt, "no-", Act::Reply("550".to_owned())));
+        script.add(rule(Stage::Rcpt, "", Act::Drop));
+        assert!(matches!(script.take(Stage::Rcpt, "no-1"), Some(Act::Drop)));
+        script.clear();
+        assert!(matches!(
+            script.take(Stage::Rcpt, "no-1"),
+            Some(Act::Reply(_))
+        ));
+        assert!(script.take(Stage::Rcpt, "yes-1").is_none());
+    }
+
+    #[test]
+    fn who_is_greylisted_is_refused_once() {
+        let script = Script::default();
+        script.stand(rule(Stage::Dot, "", Act::Greylist("451".to_owned())));
+        for line in ["a", "b"] {
+            assert!(matches!(script.take(Stage::Dot, line), Some(Act::Reply(_))));
+            assert!(script.take(Stage::Dot, line).is_none());
+        }
     }
 }

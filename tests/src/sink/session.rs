@@ -157,7 +157,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
                 self.say(&reply).await?;
                 Ok(true)
             }
-            Act::Drop | Act::KeepAndDrop => bail!("scripted drop"),
+            // The script gives a reply, or nothing, for the last.
+            Act::Drop | Act::KeepAndDrop | Act::Greylist(_) => bail!("scripted drop"),
             Act::Delay(time) => {
                 sleep(time).await;
                 Ok(false)
@@ -206,7 +207,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
                 }
                 "MAIL" => self.mail(&line).await?,
                 "RCPT" => self.rcpt(&line).await?,
-                "DATA" => self.data(&line).await?,
+                "DATA" => self.data().await?,
                 "RSET" => {
                     self.reset();
                     self.say("250 2.0.0 reset").await?;
@@ -277,11 +278,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
         }
     }
 
-    async fn data(&mut self, line: &str) -> Result<()> {
+    async fn data(&mut self) -> Result<()> {
         if self.recipients.is_empty() {
             return self.say("503 5.5.1 RCPT first").await;
         }
-        if self.scripted(Stage::Data, line).await? {
+        let to = self.recipients.join(" ");
+        if self.scripted(Stage::Data, &to).await? {
             return Ok(());
         }
         self.say("354 go on").await?;
@@ -314,7 +316,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
         match act {
             None => {}
             Some(Act::Reply(reply)) => return self.say(&reply).await,
-            Some(Act::Drop) => bail!("scripted drop"),
+            Some(Act::Drop | Act::Greylist(_)) => bail!("scripted drop"),
             Some(Act::KeepAndDrop) => {
                 self.keep(envelope, octets).await?;
                 bail!("scripted drop");

@@ -112,11 +112,34 @@ impl Store {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self) -> Result<Vec<Received>> {
+        let files = self.files()?.into_iter();
+        files.map(|file| self.received(file)).collect()
+    }
+
+    /// The files of all messages, oldest name first.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut names: Vec<PathBuf> = fs::read_dir(&self.messages)?
             .map(|entry| Ok(entry?.path()))
             .collect::<Result<_>>()?;
         names.sort();
-        names.into_iter().map(|file| self.received(file)).collect()
+        Ok(names)
+    }
+
+    /// Deletes a message that nobody has to look at again.
+    ///
+    /// # Errors
+    /// When a file cannot be deleted.
+    pub fn forget(&self, file: &Path) -> Result<()> {
+        fs::remove_file(self.envelope(file)?)?;
+        Ok(fs::remove_file(file)?)
+    }
+
+    fn envelope(&self, file: &Path) -> Result<PathBuf> {
+        let stem = file.file_stem().context("message file name")?;
+        Ok(self.envelopes.join(stem).with_extension("json"))
     }
 
     /// Number of messages.
@@ -127,9 +150,12 @@ impl Store {
         Ok(fs::read_dir(&self.messages)?.count())
     }
 
-    fn received(&self, file: PathBuf) -> Result<Received> {
-        let stem = file.file_stem().context("message file name")?.to_owned();
-        let path = self.envelopes.join(stem).with_extension("json");
+    /// One message with its envelope.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn received(&self, file: PathBuf) -> Result<Received> {
+        let path = self.envelope(&file)?;
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         Ok(Received {
             envelope: serde_json::from_slice(&text)?,
@@ -139,7 +165,7 @@ impl Store {
 }
 
 /// Milliseconds since the epoch.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
