@@ -7,12 +7,15 @@
 #   make status                   say what runs
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
-#                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases
+#                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases,
+#                                 ARGS=--profile draws flame graphs
 #   make sim SEEDS=200            simulate clusters under faults, every seed twice; SEED=7 replays one with its events
 #   make chaos                    faults on real processes under load, as root; MINUTES=10, SEED=n, PLAN=mixed,
 #                                 powerloss, damage or space, ROUNDS=20 power losses of each kind; LIE=1: disks
 #                                 lie about syncs, and the run has to report lost mail; ARGS="--only NAME"
 #                                 for one fault, damage or case (--only ClockJump: never unless asked for)
+#   make mutants                  break the product on purpose, one rule at a time, and show which test notices;
+#                                 ARGS="--only M1,M14" tries some, ARGS=--quick what unit tests catch
 #   make fmt | make lint          formatting | what the gate checks before the tests
 
 SHELL := /bin/bash
@@ -27,16 +30,19 @@ DEV := $(TARGET)/debug/sealane-dev
 # Debian packages and what needs them. libclang-dev: bindgen, for RocksDB's C API.
 BUILD_PACKAGES := g++ pkg-config libclang-dev
 RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
+# perf, for ARGS=--profile.
+BENCH_PACKAGES := linux-perf
 TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables
 
 BENCH := $(TARGET)/release/sealane-bench
 
 CHAOS := $(TARGET)/debug/sealane-chaos
 
-.PHONY: help run kill start stop status built test bench sim chaos build fmt lint packages-run packages-test
+.PHONY: help run kill start stop status built test bench sim chaos mutants build fmt lint packages-run packages-test \
+  packages-bench
 
 help:
-	@sed -n '1,17s/^# \{0,1\}//p' Makefile
+	@sed -n '/^[^#]/q; /^$$/q; s/^# \{0,1\}//p' Makefile
 
 run: packages-run build
 	@exec $(DEV) run $(strip $(ARGS))
@@ -62,9 +68,10 @@ built:
 test: packages-test
 	cargo build --workspace --bins --tests --locked
 	cargo test --workspace --locked $(strip $(TESTS))
+	$(if $(strip $(TESTS)),,$(TARGET)/debug/sealane-mutants --quick)
 
 # Measured is what would be installed: the release profile.
-bench: packages-test
+bench: packages-bench
 	cargo build --release --workspace --exclude sealane-sim --bins --locked
 	@$(BENCH) $(CASES) $(if $(PEER),--peer $(PEER)) --report $(TARGET)/bench/report.json $(strip $(ARGS))
 
@@ -79,6 +86,11 @@ chaos: packages-test
 	@$(CHAOS) --plan $(or $(PLAN),mixed) --minutes $(or $(MINUTES),10) --rounds $(or $(ROUNDS),$(if $(LIE),2,20)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(LIE),--lie) $(strip $(ARGS))
 
+# Built as for the tests, then once more with the feature: what has nothing to break is shared.
+mutants: packages-test
+	cargo build --workspace --bins --tests --locked
+	@$(TARGET)/debug/sealane-mutants $(strip $(ARGS))
+
 build:
 	cargo build --workspace --bins --locked
 
@@ -91,6 +103,9 @@ lint:
 
 packages-run:
 	@tests/install-packages $(RUN_PACKAGES)
+
+packages-bench:
+	@tests/install-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
 
 packages-test:
 	@tests/install-packages $(TEST_PACKAGES)

@@ -6,5 +6,6 @@ pub(crate) mod membership;
 pub(crate) mod readiness;
 pub(crate) mod reclaim;
 pub(crate) mod report;
+pub(crate) mod scrub;
 pub(crate) mod standing;
 pub(crate) mod tokens;

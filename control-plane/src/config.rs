@@ -45,6 +45,28 @@ pub struct ControlPlaneConfig {
     /// Kept back in a file beside the database, so that a node whose volume is full can start again; 0: none.
     #[serde(default = "default_ballast")]
     pub disk_ballast: ByteSize,
+    /// How the volume is read for damage that nobody would notice otherwise.
+    #[serde(default)]
+    pub scrub: ScrubConfig,
+}
+
+/// Reading everything on the volume now and then.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// From the beginning of a pass to that of the next. Default 24h.
+    pub every: ConfigSpan,
+    /// Octets a second at most. Default 8MiB.
+    pub rate: ByteSize,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self {
+            every: ConfigSpan(Duration::from_secs(24 * 3600)),
+            rate: ByteSize(8 << 20),
+        }
+    }
 }
 
 /// How the cluster is found.
@@ -173,6 +195,16 @@ impl Validate for ControlPlaneConfig {
             self.raft.keep_entries >= 16,
             "raft.keepEntries",
             "must be at least 16",
+        )?;
+        check(
+            self.scrub.every.0 >= Duration::from_secs(1),
+            "scrub.every",
+            "must be at least 1s",
+        )?;
+        check(
+            self.scrub.rate.0 >= 64 << 10,
+            "scrub.rate",
+            "must be at least 64KiB",
         )?;
         check(
             self.in_flight.0 >= 8 << 20,

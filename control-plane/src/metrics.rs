@@ -45,6 +45,9 @@ pub(crate) struct Metrics {
     dealer: Gauge,
     dealt_questions: Counter,
     dealt_destinations: Gauge,
+    clock_wrong: Gauge,
+    scrubbed: Counter,
+    scrub_passes: Counter,
 }
 
 impl Metrics {
@@ -65,6 +68,9 @@ impl Metrics {
             dealer: Gauge::default(),
             dealt_questions: Counter::default(),
             dealt_destinations: Gauge::default(),
+            clock_wrong: Gauge::default(),
+            scrubbed: Counter::default(),
+            scrub_passes: Counter::default(),
         };
         let r = registry.sub_registry_with_prefix("sealane");
         r.register("enqueue", "Enqueue requests by outcome", m.enqueues.clone());
@@ -130,6 +136,21 @@ impl Metrics {
             "Destinations in use whose shares this node deals",
             m.dealt_destinations.clone(),
         );
+        r.register(
+            "clock_wrong_milliseconds",
+            "How far this machine's clock is from what most nodes' clocks show; 0: it is gone by",
+            m.clock_wrong.clone(),
+        );
+        r.register(
+            "scrubbed_octets",
+            "Octets of the volume that were read in search of damage",
+            m.scrubbed.clone(),
+        );
+        r.register(
+            "scrub_passes",
+            "Passes over the whole volume that found no damage",
+            m.scrub_passes.clone(),
+        );
         m
     }
 
@@ -158,6 +179,18 @@ impl Metrics {
     }
     pub(crate) fn watchdog(&self, kind: &'static str) {
         self.watchdog.get_or_create(&KindLabel { kind }).inc();
+    }
+    /// So much was read without damage.
+    pub(crate) fn scrubbed(&self, octets: u64) {
+        self.scrubbed.inc_by(octets);
+    }
+    /// A whole pass.
+    pub(crate) fn scrub_passed(&self) {
+        self.scrub_passes.inc();
+    }
+    /// 0: this node goes by its own clock.
+    pub(crate) fn clock(&self, wrong_by_ms: i64) {
+        self.clock_wrong.set(wrong_by_ms);
     }
     pub(crate) fn relays(&self, n: usize) {
         self.relays.set(i64::try_from(n).unwrap_or(i64::MAX));

@@ -5,7 +5,7 @@ use crate::{
         compaction,
         dispatch::Dispatch,
         leadership::{self, LeaderClaims},
-        membership, readiness, reclaim, report, standing,
+        membership, readiness, reclaim, report, scrub, standing,
         tokens::TokenKeeper,
     },
     bootstrap,
@@ -28,7 +28,7 @@ use crate::{
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use sealane_runtime::{
-    blocking, grpc, http, identity::Identity, shutdown, telemetry, world::Listener,
+    blocking, clock::Clock, grpc, http, identity::Identity, shutdown, telemetry, world::Listener,
 };
 use sealane_store::{Options, Store};
 use sealane_types::GroupId;
@@ -116,7 +116,8 @@ pub async fn serve_on(
         () = stop.cancelled() => return Ok(()),
     };
     let node_id = membership.identity.node_id;
-    let standing = standing::before_start(config, &identity, &membership.identity).await;
+    let clock = Arc::new(Clock::new(standing::FRESH));
+    let standing = standing::before_start(config, &identity, &membership.identity, &clock).await;
     if standing.removed {
         rest(config, node_id, &stop, last, tasks).await;
         return Ok(());
@@ -144,6 +145,7 @@ pub async fn serve_on(
             election_max: config.raft.election_max.0,
             keep_entries: config.raft.keep_entries,
             keep_octets: config.raft.keep_size.0,
+            clock: clock.clone(),
         },
         &store,
         effects_tx,
@@ -270,7 +272,8 @@ pub async fn serve_on(
     tasks.spawn(standing::run(
         config.clone(),
         identity.clone(),
-        groups.clone(),
+        (groups.clone(), clock),
+        metrics.clone(),
         work.clone(),
     ));
     tasks.spawn(compaction::run(
@@ -278,6 +281,12 @@ pub async fn serve_on(
         store.clone(),
         config.disk_reserve.0,
         disk_full,
+        work.clone(),
+    ));
+    tasks.spawn(scrub::run(
+        store.clone(),
+        config.scrub.clone(),
+        metrics.clone(),
         work.clone(),
     ));
     tasks.spawn(dispatch.clone().watch(desk.clone(), work.clone()));
@@ -352,7 +361,7 @@ async fn found(
             id: identity.node_id,
             name: config.name.clone(),
             address: config.advertised(),
-            joined_at_ms: crate::raft::now_ms(),
+            joined_at_ms: groups.clock().wall_ms(),
             ..Default::default()
         }),
     });

@@ -22,6 +22,5 @@ mod transport;
 mod types;
 
 pub use groups::{Committed, Group, GroupView, Groups, GroupsConfig, ProposeError};
-pub(crate) use sealane_runtime::world::now_ms;
 pub use state_machine::EffectBatch;
 pub use transport::RaftTransport;

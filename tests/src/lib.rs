@@ -26,6 +26,8 @@ pub mod layout;
 pub mod ledger;
 pub mod links;
 pub mod load;
+pub mod membership;
+pub mod mutants;
 pub mod policy;
 pub mod ports;
 pub mod postfix;

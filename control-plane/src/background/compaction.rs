@@ -1,5 +1,5 @@
 //! Keeps the logs short, sweeps what is forgotten, and watches the disk.
-use crate::raft::{Group, Groups, now_ms};
+use crate::raft::{Group, Groups};
 use bytes::Bytes;
 use sealane_state::REMEMBER_MS;
 use sealane_store::Store;
@@ -52,7 +52,7 @@ pub(crate) async fn run(
                 .iter()
                 .filter(|g| g.is_leader() && g.id() != GroupId::META)
             {
-                sweep(&group).await;
+                sweep(&group, groups.clock().wall_ms()).await;
             }
         }
     }
@@ -83,8 +83,7 @@ fn watch_disk(store: &Store, reserve: u64, disk_full: &AtomicBool) {
     }
 }
 
-async fn sweep(group: &Group) {
-    let now = now_ms();
+async fn sweep(group: &Group, now: u64) {
     for _ in 0..SWEEP_ROUNDS {
         let op = Op::Sweep(v1::SweepOp {
             dedupe_before_ms: now.saturating_sub(REMEMBER_MS),

@@ -19,14 +19,15 @@ mod watchdog;
 use crate::{
     metrics::Metrics,
     policy_view::PolicyView,
-    raft::{EffectBatch, Groups, now_ms},
+    raft::{EffectBatch, Groups},
 };
 use bytes::Bytes;
 use grant::Grant;
-use index::{Index, Relay, RelayInfo};
+use index::{Index, Moment, Relay, RelayInfo};
 use rand::Rng;
 use sealane_policy::PolicySnapshot;
-use sealane_scheduler::{Limit, Outcome, Short};
+use sealane_runtime::clock::Now;
+use sealane_scheduler::{Limit, Outcome, Short, retry_at};
 use sealane_state::{Effect, queries};
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, command::Op};
@@ -44,7 +45,8 @@ const TICK: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_millis(100);
 /// Messages leased in one entry at most.
 const BATCH: usize = 128;
-/// A lease is taken back this long after its end: the relay's clock may run a little slower.
+/// A lease is taken back this long after its end, by this node's steady clock from when it proposed or found the
+/// lease: the relay's may run a little slower.
 const LEASE_GRACE_MS: u64 = 2_000;
 /// Leases given out per connection that a destination may have: a connection never waits for the
 /// commit of its next lease.
@@ -114,6 +116,33 @@ impl Dispatch {
         }))
     }
 
+    fn now(&self) -> Now {
+        self.0.groups.clock().now()
+    }
+
+    /// By which the index counts.
+    pub(crate) fn steady_ms(&self) -> u64 {
+        self.0.groups.clock().steady_ms()
+    }
+
+    fn lease_ms(&self) -> u64 {
+        u64::try_from(self.0.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What stored times mean now.
+    fn at<T>(&self, read: impl FnOnce(&Moment<'_>) -> T) -> T {
+        let policy = self.0.policy.current().parsed;
+        let longest = |destination: &str, attempts: u32| match attempts {
+            0 => 0,
+            n => retry_at(&policy.destination(destination).retry.delays_ms, n, 0, 999),
+        };
+        read(&Moment {
+            now: self.now(),
+            lease_ms: self.lease_ms(),
+            longest: &longest,
+        })
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         self.0.index.lock().expect("no panic while held")
     }
@@ -129,7 +158,8 @@ impl Dispatch {
         let relay = Relay {
             session,
             events,
-            since_ms: now_ms(),
+            since_ms: self.now().wall_ms,
+            shows: None,
         };
         let relays = self.index().joined(name, relay);
         self.0.metrics.relays(relays);
@@ -138,6 +168,14 @@ impl Dispatch {
     pub(crate) fn left(&self, name: &str, session: u64) {
         let relays = self.index().left(name, session);
         self.0.metrics.relays(relays);
+    }
+
+    /// What the relay's own clock showed when it sent what was just received; 0: it did not say.
+    pub(crate) fn shows(&self, name: &str, session: u64, sent_ms: u64) {
+        if sent_ms > 0 {
+            let received = self.steady_ms();
+            self.index().shows(name, session, (sent_ms, received));
+        }
     }
 
     /// The relay can take `leases` more; 0 withdraws all that it gave.
@@ -150,15 +188,19 @@ impl Dispatch {
     pub(crate) fn outcome(&self, destination: &str, outcome: Outcome) {
         let policy = self.0.policy.current().parsed;
         let jitter = rand::rng().random_range(0..1000);
-        self.index()
-            .scheduler
-            .outcome(destination, outcome, now_ms(), jitter, &limits(&policy));
+        self.index().scheduler.outcome(
+            destination,
+            outcome,
+            self.steady_ms(),
+            jitter,
+            &limits(&policy),
+        );
     }
 
     /// These leases come back because they found no place at their destinations.
     pub(crate) fn crowded(&self, leases: &[(MessageId, u64)]) {
         let policy = self.0.policy.current().parsed;
-        let (now, limits) = (now_ms(), limits(&policy));
+        let (now, limits) = (self.steady_ms(), limits(&policy));
         let mut index = self.index();
         for (id, epoch) in leases {
             index.scheduler.crowded(*id, *epoch, now, &limits);
@@ -171,10 +213,12 @@ impl Dispatch {
     pub(crate) fn short(&self) -> Vec<Short> {
         let policy = self.0.policy.current().parsed;
         let limits = limits(&policy);
-        self.index().scheduler.short(now_ms(), MOST_SHORT, &limits)
+        self.index()
+            .scheduler
+            .short(self.steady_ms(), MOST_SHORT, &limits)
     }
 
-    /// Messages that may begin until then.
+    /// Messages that may begin until then, by [`Self::steady_ms`].
     pub(crate) fn tokens(&self, destination: &str, tokens: u32, until_ms: u64) {
         self.index().scheduler.tokens(destination, tokens, until_ms);
         self.0.work.notify_one();
@@ -192,7 +236,7 @@ impl Dispatch {
     pub(crate) fn reserve(&self, id: MessageId, destination: &str, relay: &str) -> bool {
         let policy = self.0.policy.current().parsed;
         self.index()
-            .reserve(id, destination, relay, now_ms(), &limits(&policy))
+            .reserve(id, destination, relay, self.steady_ms(), &limits(&policy))
     }
 
     /// The enqueue was not committed with its lease (`certain`), or nobody knows.
@@ -249,7 +293,8 @@ impl Dispatch {
             self.0.policy.refresh();
             return;
         }
-        let again = self.index().effects(&batch);
+        let lease_end = self.steady_ms().saturating_add(self.lease_ms());
+        let again = self.index().effects(&batch, lease_end);
         self.reread(batch.group, again);
     }
 
@@ -259,12 +304,14 @@ impl Dispatch {
             return;
         };
         let reader = g.store().reader();
-        for id in ids {
-            match queries::message(&reader, id) {
-                Ok(m) => self.index().replace(id, m.as_ref()),
-                Err(e) => tracing::error!(message = %id, error = %e, "message unreadable"),
+        self.at(|at| {
+            for id in ids {
+                match queries::message(&reader, id) {
+                    Ok(m) => self.index().replace(id, m.as_ref(), at),
+                    Err(e) => tracing::error!(message = %id, error = %e, "message unreadable"),
+                }
             }
-        }
+        });
     }
 
     /// Builds what this node began to lead, forgets what it does not lead any more.
@@ -278,7 +325,7 @@ impl Dispatch {
                 self.0.metrics.shard(group.id().0, None);
             }
         }
-        let now = now_ms();
+        let now = self.now().wall_ms;
         let led = self.index().led();
         for id in led {
             let Some(group) = self.0.groups.group(id) else {
@@ -298,7 +345,7 @@ impl Dispatch {
 
     /// Takes back what silent relays hold, ends what is too old.
     fn expire(&self, expire: &Arc<impl Expire>) {
-        let now = now_ms();
+        let now = self.steady_ms();
         let (leases, messages) = self.index().expired(now, LEASE_GRACE_MS, BATCH);
         for (group, leases) in leases {
             let Some(group) = self.0.groups.group(group) else {
@@ -306,13 +353,9 @@ impl Dispatch {
             };
             self.0.metrics.lease_expired(leases.len() as u64);
             tracing::info!(shard = %group.id(), leases = leases.len(), "taking back leases of a silent relay");
-            let leases = leases
-                .into_iter()
-                .map(|l| v1::LeaseRef {
-                    id: Bytes::copy_from_slice(l.id.as_bytes()),
-                    epoch: l.epoch,
-                })
-                .collect();
+            let ids: Vec<MessageId> = leases.iter().map(|l| l.id).collect();
+            let leases = leases.iter().map(index::Over::reference).collect();
+            let dispatch = self.clone();
             tokio::spawn(async move {
                 let op = Op::Release(v1::ReleaseOp {
                     leases,
@@ -321,6 +364,8 @@ impl Dispatch {
                 if let Err(e) = group.propose(op, Bytes::new()).await {
                     tracing::debug!(error = %e, "expired leases not released, will retry");
                 }
+                // One that was prolonged meanwhile was not taken back: its new end is read.
+                dispatch.reread(group.id(), ids);
             });
         }
         for id in messages {
@@ -348,7 +393,9 @@ impl Dispatch {
 
     fn assign(&self) {
         let policy = self.0.policy.current().parsed;
-        let grants = self.index().assign(now_ms(), BATCH, &limits(&policy));
+        let grants = self
+            .index()
+            .assign(self.steady_ms(), BATCH, &limits(&policy));
         let more = grants.len() >= BATCH;
         if self.index().scheduler.is_short() {
             self.0.short.notify_one();

@@ -1,7 +1,7 @@
 //! Asks the dealer for messages per minute to hand to relays, for the destinations of this node's
 //! shards that wait for them. Relays ask again when a message begins: their tokens are the limit,
 //! these keep what cannot begin yet out of the relays.
-use crate::{background::dispatch::Dispatch, raft::now_ms, service::shares::DealerDesk};
+use crate::{background::dispatch::Dispatch, service::shares::DealerDesk};
 use sealane_runtime::{
     grpc,
     identity::{Identity, Role},
@@ -62,7 +62,7 @@ impl TokenKeeper {
                 sequence,
                 needs: needs.collect(),
             };
-            let asked = now_ms();
+            let asked = self.dispatch.steady_ms();
             match self.ask(request, &mut dealer).await {
                 Ok(reply) => {
                     let until = asked.saturating_add(TOKENS_VALID_MS);

@@ -44,6 +44,14 @@ pub(super) fn wire_log_id(id: &LogId) -> v1::LogId {
     }
 }
 
+pub(crate) fn wire_position(p: &LogPosition) -> v1::LogId {
+    v1::LogId {
+        term: p.term,
+        node: p.node,
+        index: p.index,
+    }
+}
+
 pub(crate) fn log_id_from_wire(id: &v1::LogId) -> LogId {
     LogId::new(
         LeaderId {

@@ -16,8 +16,8 @@ use openraft::{
     raft::ReadPolicy,
 };
 use prost::Message;
-use sealane_runtime::{blocking, identity::Identity, world::now_ms};
-use sealane_store::{GroupStore, Store};
+use sealane_runtime::{blocking, clock::Clock, identity::Identity};
+use sealane_store::{GroupStore, LogPosition, Store};
 use sealane_types::GroupId;
 use sealane_wire::v1;
 use std::{
@@ -57,6 +57,8 @@ pub struct GroupsConfig {
     pub keep_entries: u64,
     /// Octets of them.
     pub keep_octets: u64,
+    /// What stamps proposals.
+    pub clock: Arc<Clock>,
 }
 
 /// Why a proposal was not answered with a committed result.
@@ -164,6 +166,7 @@ pub struct Group {
     election_max: Duration,
     keep_entries: u64,
     keep_octets: u64,
+    clock: Arc<Clock>,
 }
 
 /// What this node knows of a group right now.
@@ -250,6 +253,18 @@ impl Groups {
     pub fn node_id(&self) -> u64 {
         self.config.node_id
     }
+    /// By which time this node judges.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.config.clock
+    }
+    /// Whether this node may say that the time of a message is up. It asks others what time it is, unless
+    /// there are none.
+    pub(crate) fn may_expire(&self) -> bool {
+        let registry = self.registry();
+        let me = self.config.node_id;
+        let mut others = registry.nodes.keys();
+        self.config.clock.is_compared() || others.all(|n| *n == me || registry.refused(*n))
+    }
     /// This cluster.
     pub fn cluster_id(&self) -> &str {
         &self.config.cluster_id
@@ -281,6 +296,7 @@ impl Groups {
             election_max: self.config.election_max,
             keep_entries: self.config.keep_entries,
             keep_octets: self.config.keep_octets,
+            clock: self.config.clock.clone(),
         })
     }
 
@@ -368,7 +384,7 @@ impl Group {
         body: Bytes,
     ) -> Result<Committed, ProposeError> {
         let command = v1::Command {
-            now_ms: now_ms(),
+            now_ms: self.clock.wall_ms(),
             settled: self.inner.settled.load(Ordering::Relaxed),
             op: Some(op),
         };
@@ -513,6 +529,24 @@ impl Group {
         let m = m.borrow_watched();
         let at = m.replication.as_ref()?.get(&node)?.as_ref()?;
         Some(codec::wire_log_id(at))
+    }
+
+    /// How far the logs of other members are durable and committed, if this node leads: what they can never be
+    /// without again.
+    pub(crate) fn witnessed(&self) -> Option<BTreeMap<u64, LogPosition>> {
+        self.leads()?;
+        let m = self.inner.raft().metrics();
+        let m = m.borrow_watched();
+        let committed = codec::position(m.last_applied.as_ref()?);
+        let of = m.replication.as_ref()?.iter();
+        let of = of.filter(|(node, _)| **node != self.node_id);
+        Some(
+            of.filter_map(|(node, at)| {
+                let durable = codec::position(at.as_ref()?);
+                Some((*node, durable.min(committed)))
+            })
+            .collect(),
+        )
     }
 
     /// Members with their addresses.

@@ -2,7 +2,7 @@
 use crate::{
     background::dispatch::Dispatch,
     policy_view::PolicyView,
-    raft::{Group, Groups, now_ms},
+    raft::{Group, Groups},
     registry::Registry,
     service::cluster::Proposer,
 };
@@ -80,7 +80,8 @@ impl AdminRpc {
             let reader = group.store().reader();
             s.waiting = queries::count(&reader).map_err(storage)?;
             let oldest = queries::oldest(&reader, None).map_err(storage)?;
-            s.oldest_age_ms = oldest.map_or(0, |id| now_ms().saturating_sub(id.time_ms()));
+            let now = self.groups.clock().wall_ms();
+            s.oldest_age_ms = oldest.map_or(0, |id| now.saturating_sub(id.time_ms()));
         }
         Ok(s)
     }
@@ -205,7 +206,8 @@ impl AdminService for AdminRpc {
                     reply.next_page_token =
                         page.last().map(|m| m.id.to_string()).unwrap_or_default();
                 }
-                reply.messages.extend(page.iter().map(queued));
+                let now = self.groups.clock().wall_ms();
+                reply.messages.extend(page.iter().map(|m| queued(m, now)));
             }
             Ok(Response::new(reply))
         })
@@ -238,7 +240,7 @@ impl AdminService for AdminRpc {
             )));
         };
         Ok(Response::new(v1::ShowMessageReply {
-            message: Some(queued(&m)),
+            message: Some(queued(&m, self.groups.clock().wall_ms())),
             entry: m.record.entry.clone(),
             trace: m.record.trace.clone(),
             body: m.record.body.clone(),
@@ -369,9 +371,8 @@ fn change(action: Action, ids: &[MessageId], reason: &str, actor: &str) -> Resul
     })
 }
 
-fn queued(m: &queries::StoredMessage) -> v1::QueuedMessage {
+fn queued(m: &queries::StoredMessage, now: u64) -> v1::QueuedMessage {
     let envelope = m.record.envelope.clone().unwrap_or_default();
-    let now = now_ms();
     v1::QueuedMessage {
         id: m.id.to_string(),
         size: m.record.size,

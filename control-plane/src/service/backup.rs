@@ -3,7 +3,7 @@
 //! Whoever reads it reads bodies and password verifiers: role admin only, and audited before the first
 //! octet leaves.
 use super::{cluster::Proposer, restore};
-use crate::raft::{Group, Groups, ProposeError, codec, now_ms};
+use crate::raft::{Group, Groups, ProposeError, codec};
 use sealane_runtime::identity::WorkloadId;
 use sealane_store::{Export, StoreError};
 use sealane_types::GroupId;
@@ -91,7 +91,7 @@ impl BackupRpc {
             cluster_name: self.cluster_name.clone(),
             shards: self.groups.shards(),
             replicas: self.groups.replicas(),
-            created_at_ms: now_ms(),
+            created_at_ms: self.groups.clock().wall_ms(),
             software: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -1,7 +1,7 @@
 //! `Cluster`: joining, and proposals forwarded to the leader of a group.
 use crate::{
     bootstrap,
-    raft::{Committed, Group, Groups, ProposeError},
+    raft::{Committed, Group, Groups, ProposeError, codec},
 };
 use bytes::Bytes;
 use prost::Message;
@@ -110,15 +110,21 @@ pub(crate) struct ClusterRpc {
     pub(crate) proposer: Proposer,
 }
 
-/// What this node, as a leader, was told to be durable on another.
+/// What this node, as a leader, was told to be durable on another; and what it remembers of when it led last.
 fn durable(groups: &Groups, node: u64) -> Vec<v1::DurableLog> {
     let of = |g: Group| {
-        Some(v1::DurableLog {
-            group: g.id().0,
-            last: Some(g.durable_at(node)?),
+        let remembered = g.store().read_witnessed().ok().and_then(|of| {
+            let last = of.get(&node)?;
+            Some(codec::wire_position(last))
+        });
+        let group = g.id().0;
+        let all = [g.durable_at(node), remembered].into_iter().flatten();
+        all.map(move |last| v1::DurableLog {
+            group,
+            last: Some(last),
         })
     };
-    groups.iter().filter_map(of).collect()
+    groups.iter().flat_map(of).collect()
 }
 
 #[tonic::async_trait]
@@ -171,6 +177,7 @@ impl ClusterService for ClusterRpc {
             } else {
                 Vec::new()
             },
+            now_ms: sealane_runtime::world::now_ms(),
             ..v1::IdentifyReply::default()
         }))
     }

@@ -4,11 +4,12 @@ use crate::{
     background::dispatch::{Dispatch, Expire},
     metrics::Metrics,
     policy_view::PolicyView,
-    raft::{Committed, Group, Groups, now_ms},
+    raft::{Committed, Group, Groups},
     service::results::ResultsBatcher,
 };
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
+use sealane_mutants::{Mutant::M14, mutant};
 use sealane_policy::RetrySchedule;
 use sealane_scheduler::retry_at;
 use sealane_state::queries::{self, StoredMessage};
@@ -83,7 +84,11 @@ impl DeliverDesk {
                     () = &mut removed => break,
                     next = frames.message() => next,
                 };
-                let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = next else {
+                let Ok(Some(v1::DeliverRequest {
+                    frame: Some(frame),
+                    sent_ms,
+                })) = next
+                else {
                     break;
                 };
                 match frame {
@@ -92,6 +97,7 @@ impl DeliverDesk {
                         if !std::mem::replace(&mut joined, true) {
                             self.dispatch.joined(&relay, session, tx.clone());
                         }
+                        self.dispatch.shows(&relay, session, sent_ms);
                         self.dispatch.credit(&relay, session, c.leases);
                     }
                     Frame::Report(r) => {
@@ -112,9 +118,10 @@ impl DeliverDesk {
                         });
                     }
                     Frame::Renew(r) => {
+                        self.dispatch.shows(&relay, session, sent_ms);
                         let (desk, tx, relay) = (self.clone(), tx.clone(), relay.clone());
                         tokio::spawn(async move {
-                            for ack in desk.renew(&relay, r).await {
+                            for ack in desk.renew(&relay, r, sent_ms).await {
                                 let _ = tx
                                     .send(Ok(v1::DeliverEvent {
                                         frame: Some(Event::Renewed(ack)),
@@ -210,8 +217,9 @@ impl DeliverDesk {
 
     /// Turns a relay's words into results: deferred becomes a retry time, or failed if time is up.
     fn results(&self, message: &StoredMessage, report: &v1::Report) -> Vec<v1::RecipientResult> {
-        let now = now_ms();
+        let now = self.groups.clock().wall_ms();
         let age = now.saturating_sub(message.record.enqueued_at_ms);
+        let may_expire = self.groups.may_expire();
         let envelope = message.record.envelope.as_ref();
         // One for all: what was tried together is tried together again.
         let jitter = rand::rng().random_range(0..1000);
@@ -234,7 +242,7 @@ impl DeliverDesk {
                 } else {
                     schedule.lifetime_ms
                 };
-                if age >= lifetime {
+                if may_expire && age >= lifetime {
                     result.outcome = Outcome::Failed.into();
                     result.expired = true;
                     result.reply = Some(expired_reply(r.reply.clone(), r.tls_caused));
@@ -356,10 +364,10 @@ impl DeliverDesk {
             .filter(|r| r.outcome() == Outcome::Failed)
             .collect();
         let envelope = message.record.envelope.as_ref()?;
-        if failed.is_empty() || envelope.reverse_path.is_empty() {
+        if failed.is_empty() || !hears_of_failures(envelope) {
             return None;
         }
-        let now = now_ms();
+        let now = self.groups.clock().wall_ms();
         let mut random = [0u8; 9];
         rand::rng().fill(&mut random);
         let id = MessageId::new(message.id.shard(), now, random);
@@ -425,7 +433,8 @@ impl DeliverDesk {
         out.freeze()
     }
 
-    async fn renew(&self, relay: &str, renew: v1::Renew) -> Vec<v1::RenewAck> {
+    /// `sent_ms` is when the relay asked, by its clock.
+    async fn renew(&self, relay: &str, renew: v1::Renew, sent_ms: u64) -> Vec<v1::RenewAck> {
         let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
         let mut by_group: std::collections::BTreeMap<_, Vec<v1::LeaseRef>> = Default::default();
         for l in renew.leases {
@@ -441,7 +450,7 @@ impl DeliverDesk {
             let started = tokio::time::Instant::now();
             let op = Op::Renew(v1::RenewOp {
                 holder: relay.to_owned(),
-                until_ms: now_ms().saturating_add(lease_ms),
+                until_ms: self.groups.clock().wall_ms().saturating_add(lease_ms),
                 leases: leases.clone(),
             });
             let Ok(committed) = group.propose(op, Bytes::new()).await else {
@@ -456,11 +465,12 @@ impl DeliverDesk {
                 v1::RenewAck {
                     id: l.id,
                     epoch: l.epoch,
-                    lease_ms: if held {
-                        lease_ms.saturating_sub(spent)
-                    } else {
-                        0
+                    lease_ms: match sent_ms {
+                        _ if !held => 0,
+                        0 => lease_ms.saturating_sub(spent),
+                        _ => lease_ms,
                     },
+                    since_ms: sent_ms,
                 }
             }));
         }
@@ -511,6 +521,11 @@ impl Expire for DeliverDesk {
                 return false;
             }
         };
+        // The index counts by the steady clock from when it read the message: what time it is is asked here.
+        let over = message.record.expires_at_ms <= self.groups.clock().wall_ms();
+        if !over || !self.groups.may_expire() {
+            return false;
+        }
         let results: Vec<v1::RecipientResult> = message
             .recipients
             .iter()
@@ -561,6 +576,11 @@ fn of_destination(report: &v1::Report) -> Option<sealane_scheduler::Outcome> {
     } else {
         Of::Answered
     })
+}
+
+/// The null reverse-path never does: a report about a report would have no end (RFC 5321 section 4.5.5).
+fn hears_of_failures(envelope: &v1::Envelope) -> bool {
+    !envelope.reverse_path.is_empty() || mutant(M14)
 }
 
 /// What a relay reported, without a verdict of ours.
@@ -630,6 +650,16 @@ mod tests {
             let said = of_destination(&report(code, enhanced, tls));
             assert_eq!(said, Some(expected), "{code} {enhanced} {tls}");
         }
+    }
+
+    #[test]
+    fn the_null_reverse_path_hears_of_no_failure() {
+        let from = |reverse_path: &str| v1::Envelope {
+            reverse_path: reverse_path.into(),
+            ..v1::Envelope::default()
+        };
+        assert!(hears_of_failures(&from("sender@client.example")));
+        assert!(!hears_of_failures(&from("")));
     }
 
     #[test]

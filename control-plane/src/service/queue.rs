@@ -35,6 +35,7 @@ pub(super) fn hello(groups: &Groups) -> v1::ServerHello {
         shards: groups.shards(),
         control_addresses: registry.addresses(),
         registry_revision: registry.revision,
+        now_ms: groups.clock().wall_ms(),
     }
 }
 

@@ -7,10 +7,14 @@ use crate::{
     background::{dispatch::Dispatch, leadership::LeaderClaims},
     metrics::Metrics,
     policy_view::PolicyView,
-    raft::{Committed, Groups, ProposeError, now_ms},
+    raft::{Committed, Groups, ProposeError},
     service::queue::hello,
 };
 use bytes::Bytes;
+use sealane_mutants::{
+    Mutant::{M1, M16, M17},
+    mutant,
+};
 use sealane_runtime::telemetry;
 use sealane_types::{CHUNK_SIZE, MessageId};
 use sealane_wire::{
@@ -220,7 +224,7 @@ impl SubmitDesk {
         if reserved {
             let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
             relay.clone_into(&mut op.holder);
-            op.lease_until_ms = now_ms().saturating_add(lease);
+            op.lease_until_ms = self.groups.clock().wall_ms().saturating_add(lease);
         }
         reserved
     }
@@ -255,7 +259,7 @@ impl SubmitDesk {
             size: e.size,
             sha256: e.sha256,
             chunks: e.chunks,
-            expires_at_ms: now_ms().saturating_add(lifetime),
+            expires_at_ms: self.groups.clock().wall_ms().saturating_add(lifetime),
             holder: String::new(),
             lease_until_ms: 0,
         };
@@ -325,6 +329,10 @@ impl SubmitDesk {
             o.leader_hint = group.view().leader.unwrap_or(0);
             return o;
         }
+        if mutant(M1) && matches!(op, Op::Enqueue(_)) {
+            tokio::spawn(async move { group.propose(op, body).await });
+            return outcome(raw, Kind::Durable, String::new());
+        }
         match tokio::time::timeout(PROPOSE_DEADLINE, group.propose(op, body)).await {
             Ok(Ok(committed)) => {
                 if let Some(Answer::Enqueued(e)) = &committed.reply.result
@@ -340,8 +348,8 @@ impl SubmitDesk {
                 o
             }
             Ok(Err(ProposeError::Unavailable(why))) => outcome(raw, Kind::Unavailable, why),
-            Ok(Err(ProposeError::Unknown(why))) => outcome(raw, Kind::Unknown, why),
-            Err(_) => outcome(raw, Kind::Unknown, "no commit within the deadline".into()),
+            Ok(Err(ProposeError::Unknown(why))) => outcome(raw, unknown(), why),
+            Err(_) => outcome(raw, unknown(), "no commit within the deadline".into()),
         }
     }
 }
@@ -372,6 +380,14 @@ fn outcome(id: Bytes, kind: Kind, detail: String) -> v1::SubmitOutcome {
     }
 }
 
+/// It may be in a log somewhere, and be committed yet.
+fn unknown() -> Kind {
+    if mutant(M17) {
+        return Kind::Unavailable;
+    }
+    Kind::Unknown
+}
+
 fn answer(id: Bytes, committed: Committed, lease: Duration) -> v1::SubmitOutcome {
     match committed.reply.result {
         Some(Answer::Enqueued(e)) => v1::SubmitOutcome {
@@ -381,6 +397,7 @@ fn answer(id: Bytes, committed: Committed, lease: Duration) -> v1::SubmitOutcome
             ..outcome(id, Kind::Durable, String::new())
         },
         Some(Answer::Chunk(_)) => outcome(id, Kind::ChunkDurable, String::new()),
+        Some(Answer::Aborted(_)) if mutant(M16) => outcome(id, Kind::Durable, String::new()),
         Some(Answer::Aborted(_)) => outcome(id, Kind::Aborted, String::new()),
         Some(Answer::Refused(r)) => {
             outcome(id, Kind::Rejected, format!("{}: {}", r.field, r.reason))

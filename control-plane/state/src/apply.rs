@@ -75,12 +75,13 @@ pub fn apply(
             if settled > 0 {
                 effects.push(Effect::Settled(settled));
             }
-            let now = advance_clock(tables, group, now_ms, witness(&op))?;
+            let latest = advance_clock(tables, group, now_ms, witness(&op))?;
             let mut step = Step {
                 tables,
                 group,
                 index,
-                now,
+                now: now_ms.min(latest),
+                latest,
                 body_len,
                 effects,
             };
@@ -98,8 +99,8 @@ pub fn apply(
 /// A leader's stamp may be ahead of a shard's time by this much without confirmation.
 const JUMP_MS: u64 = 3_600_000;
 
-/// The group's time after a command that its leader stamped `stamp`. It never runs backwards, and
-/// one wrong stamp does not push a shard far ahead:
+/// The group's time after a command that its leader stamped `stamp`: the bound of what a leader may say.
+/// It never runs backwards, and one wrong stamp does not push a shard far ahead:
 ///
 /// 1. The first command of a group sets the time.
 /// 2. A stamp up to one hour ahead is the new time; one behind leaves the time as it is.
@@ -108,7 +109,8 @@ const JUMP_MS: u64 = 3_600_000;
 ///    (the relay's clock). So `new = max(old, min(stamp, max(previous claim, id time)))`.
 ///
 /// No command is held up: until a claim is confirmed commands happen at the old time, and the second
-/// of two claims in a row always moves the time. Group 0 takes every stamp that is ahead: it is idle
+/// of two claims in a row always moves the time. What ran ahead with a wrong clock holds nobody up either:
+/// a command happens at its stamp where that is behind ([`Step::now`]). Group 0 takes every stamp that is ahead: it is idle
 /// for days, and nothing in it depends on time but the dates of its audit records.
 fn advance_clock(
     tables: &mut impl WriteTables,
@@ -149,7 +151,13 @@ pub(crate) struct Step<'a, T> {
     pub(crate) tables: &'a mut T,
     pub(crate) group: GroupId,
     pub(crate) index: u64,
+    /// When the entry happens: its leader's stamp, but no claim that nobody confirmed. It may be behind
+    /// that of earlier entries. Whoever waits, waits by it: for a leader whose clock is right again
+    /// nothing is due in the future because another clock was ahead.
     pub(crate) now: u64,
+    /// The group's time, which never runs backwards. What ends a message's life is counted from it: a clock
+    /// that was behind shortens no life.
+    pub(crate) latest: u64,
     pub(crate) body_len: usize,
     pub(crate) effects: &'a mut Vec<Effect>,
 }

@@ -36,7 +36,10 @@ fn each<T: WriteTables>(
         change(s, id, &mut m)?;
         put(s.tables, Table::Message, id.as_bytes(), &m);
         s.effects.push(Effect::Message(id));
-        done.push(v1::LeaseRef { id: raw, epoch: 0 });
+        done.push(v1::LeaseRef {
+            id: raw,
+            ..Default::default()
+        });
     }
     Ok(done)
 }

@@ -26,6 +26,7 @@ use crate::{
     records::{get, put},
     tables::{Table, TableError, WriteTables},
 };
+use sealane_mutants::{Mutant::M12, mutant};
 use sealane_wire::v1::{self, command_reply::Result as Answer, node_record::State};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -238,14 +239,35 @@ pub(crate) fn allocate<T: WriteTables>(
             format!("{NODE_LIMIT} ids were given: no more"),
         ));
     }
+    let id = if mutant(M12) {
+        let ordinal = o.name.rsplit('-').next();
+        ordinal.and_then(|n| n.parse().ok()).unwrap_or(s.index)
+    } else {
+        s.index
+    };
     let node = v1::NodeRecord {
-        id: s.index,
+        id,
         name: o.name,
         address: o.address,
         incarnation: o.incarnation,
         joined_at_ms: s.now,
         ..Default::default()
     };
+    // Who joins under a known name has lost that name's volume, and nobody listens to the old one any more.
+    let before = r.newest(|n| n.name == node.name && n.state() != State::Removed);
+    if let Some(before) = before {
+        let reports = queries::group_reports(s.tables)?;
+        if let Some(group) = change::outvoted(&r, &reports, &before) {
+            return Ok(refused(
+                "name",
+                format!(
+                    "group {group} would have no majority left without the volume that {} lost: this node \
+                     joins once the nodes that were lost before are replaced",
+                    before.name
+                ),
+            ));
+        }
+    }
     let role = join(&mut r, node.clone());
     audit(
         s,

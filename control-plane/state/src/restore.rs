@@ -231,7 +231,7 @@ fn fates<T: WriteTables>(
                 Err(a) => return Ok(a),
             };
             if !exists(s, id)? && fate(s, id)?.is_none() {
-                set_fate(s, id, kind);
+                set_fate(s, id, kind)?;
             }
         }
     }

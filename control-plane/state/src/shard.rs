@@ -6,6 +6,10 @@ use crate::{
     },
     tables::{Table, TableError, WriteTables},
 };
+use sealane_mutants::{
+    Mutant::{M4, M5, M19, M20},
+    mutant,
+};
 use sealane_types::{CHUNK_SIZE, MessageId};
 use sealane_wire::v1::{
     self, Outcome, command_reply::Result as Answer, dedupe_record::Fate, recipient_record::State,
@@ -41,10 +45,14 @@ pub(crate) fn fate<T: WriteTables>(
 }
 
 /// An id that nobody asks for any more is not remembered. So the records are those of young ids, and
-/// the sweep, which goes through them from old to young, never has to turn back.
-pub(crate) fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate: Fate) {
+/// the sweep, which goes through them from old to young, turns back only for a clock that was ahead.
+pub(crate) fn set_fate<T: WriteTables>(
+    s: &mut Step<'_, T>,
+    id: MessageId,
+    fate: Fate,
+) -> Result<(), TableError> {
     if id.time_ms().saturating_add(REMEMBER_MS) < s.now {
-        return;
+        return Ok(());
     }
     let record = v1::DedupeRecord {
         fate: fate.into(),
@@ -52,6 +60,13 @@ pub(crate) fn set_fate<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId, fate:
         log_index: s.index,
     };
     put(s.tables, Table::Dedupe, id.as_bytes(), &record);
+    // The sweep was here by a clock that was ahead: it turns back for this one.
+    let mut c = clock(s.tables)?;
+    if c.swept_to.as_ref() > id.as_bytes().as_slice() {
+        c.swept_to = bytes::Bytes::copy_from_slice(id.as_bytes());
+        put(s.tables, Table::Clock, b"", &c);
+    }
+    Ok(())
 }
 
 pub(crate) fn count<T: WriteTables>(
@@ -121,6 +136,9 @@ fn first_answer<T: WriteTables>(
     id: MessageId,
     holder: &str,
 ) -> Result<Option<Answer>, TableError> {
+    if mutant(M5) {
+        return Ok(None);
+    }
     let Some(m) = get::<v1::MessageRecord>(s.tables, Table::Message, id.as_bytes())? else {
         return Ok(match fate(s, id)?.map(|f| f.fate()) {
             Some(Fate::Aborted) => Some(Answer::Aborted(v1::Aborted {})),
@@ -266,8 +284,11 @@ fn store_message<T: WriteTables>(
         body,
         size: o.size,
         sha256: o.sha256,
-        enqueued_at_ms: s.now,
-        expires_at_ms: o.expires_at_ms.max(s.now),
+        enqueued_at_ms: s.latest,
+        // As long after its entry as the leader said, whatever its clock showed.
+        expires_at_ms: s
+            .latest
+            .saturating_add(o.expires_at_ms.saturating_sub(s.now)),
         open_recipients: open,
         log_index: s.index,
         hold: String::new(),
@@ -355,7 +376,7 @@ pub(crate) fn abort<T: WriteTables>(
             None => drop_uploads(s, id)?,
         },
     }
-    set_fate(s, id, Fate::Aborted);
+    set_fate(s, id, Fate::Aborted)?;
     Ok(Answer::Aborted(v1::Aborted {}))
 }
 
@@ -377,7 +398,17 @@ fn remove_message<T: WriteTables>(s: &mut Step<'_, T>, id: MessageId) -> Result<
     Ok(())
 }
 
-/// Grants what is waiting and due. The attempt is counted before it happens.
+/// Nobody else is at it.
+fn is_free(r: &v1::RecipientRecord) -> bool {
+    match r.state() {
+        State::Waiting => true,
+        State::Leased => mutant(M19) || mutant(M20),
+        _ => false,
+    }
+}
+
+/// Grants what is waiting. The attempt is counted before it happens. Whether it is due the leader decides: what
+/// a wrong clock stored as due in ten years must not wait for them.
 pub(crate) fn lease<T: WriteTables>(
     s: &mut Step<'_, T>,
     o: v1::LeaseOp,
@@ -393,7 +424,7 @@ pub(crate) fn lease<T: WriteTables>(
             let Some(mut r) = get::<v1::RecipientRecord>(s.tables, Table::Recipient, &key)? else {
                 continue;
             };
-            if r.state() != State::Waiting || r.due_ms > s.now {
+            if !is_free(&r) {
                 continue;
             }
             r.set_state(State::Leased);
@@ -434,7 +465,12 @@ fn each_leased<T: WriteTables>(
         let mut any = false;
         let all = recipients(s.tables, id, recipient_count(&m))?;
         for (n, mut r) in all.into_iter().enumerate() {
-            if r.state() == State::Leased && r.epoch == l.epoch && change(&mut m, &mut r, s.now) {
+            let named = l.until_ms == 0 || l.until_ms == r.lease_until_ms;
+            if r.state() == State::Leased
+                && r.epoch == l.epoch
+                && named
+                && change(&mut m, &mut r, s.now)
+            {
                 put(
                     s.tables,
                     Table::Recipient,
@@ -480,7 +516,9 @@ pub(crate) fn renew<T: WriteTables>(
     each_leased(s, o.leases, |m, r, now| {
         let held = r.holder == holder && m.expires_at_ms > now;
         if held {
-            r.lease_until_ms = r.lease_until_ms.max(until);
+            // Always another one: by this the leader sees that it was prolonged, and a take-back that was
+            // decided before does not fit any more.
+            r.lease_until_ms = r.lease_until_ms.saturating_add(1).max(until);
         }
         held
     })
@@ -518,7 +556,11 @@ fn is_current(
     result: &v1::RecipientResult,
 ) -> bool {
     match r.state() {
-        State::Leased => epoch != 0 && r.epoch == epoch && result.outcome() != Outcome::Unspecified,
+        State::Leased => {
+            epoch != 0
+                && (r.epoch == epoch || mutant(M4))
+                && result.outcome() != Outcome::Unspecified
+        }
         State::Waiting | State::Held => {
             epoch == 0
                 && result.outcome() == Outcome::Failed
@@ -596,7 +638,7 @@ pub(crate) fn results<T: WriteTables>(s: &mut Step<'_, T>, o: v1::ResultsOp) -> 
     }
     if m.open_recipients == 0 {
         remove_message(s, id)?;
-        set_fate(s, id, Fate::Finished);
+        set_fate(s, id, Fate::Finished)?;
     } else {
         put(s.tables, Table::Message, id.as_bytes(), &m);
         s.effects.push(Effect::Message(id));
@@ -639,6 +681,7 @@ pub(crate) fn results_batch<T: WriteTables>(
         let lease = v1::LeaseRef {
             id: item.id.clone(),
             epoch: item.epoch,
+            until_ms: 0,
         };
         let item = v1::ResultsOp { dsn: None, ..item };
         if let (Answer::Counted(c), _) = results(s, item)?
@@ -691,7 +734,7 @@ fn sweep_uploads<T: WriteTables>(
             && fate(s, id)?.is_none()
             && !exists(s, id)?
         {
-            set_fate(s, id, Fate::Aborted);
+            set_fate(s, id, Fate::Aborted)?;
         }
         effective += 1;
     }

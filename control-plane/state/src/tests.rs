@@ -230,6 +230,7 @@ fn only_the_current_epoch_counts() {
             leases: vec![v1::LeaseRef {
                 id: raw(1),
                 epoch: first.epoch,
+                until_ms: 0,
             }],
             expired: true,
         }),
@@ -348,7 +349,8 @@ fn p7_node_ids_are_never_reused() {
     );
     let mut join = |incarnation: u8| {
         let op = Op::AllocateNode(v1::AllocateNodeOp {
-            name: "n".into(),
+            // As a StatefulSet names its pods: the ordinal must not be the id.
+            name: "control-plane-2".into(),
             address: "a:1".into(),
             incarnation: vec![incarnation; 16].into(),
         });
@@ -449,7 +451,7 @@ proptest! {
                     (results(*n, epoch(n) + if *stale { 5_000_000 } else { 0 }, &[(*r, outcome)], None), 0)
                 }
                 Do::Release(n, stale) => {
-                    let l = v1::LeaseRef { id: raw(*n), epoch: epoch(n) + if *stale { 5_000_000 } else { 0 } };
+                    let l = v1::LeaseRef { id: raw(*n), epoch: epoch(n) + if *stale { 5_000_000 } else { 0 }, until_ms: 0 };
                     (Op::Release(v1::ReleaseOp { leases: vec![l], expired: true }), 0)
                 }
             };

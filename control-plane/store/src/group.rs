@@ -7,7 +7,8 @@ use crate::{
     },
     log::{
         LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord, decode_entry,
-        decode_position, encode_entry_prefix, encode_position, encode_vote, read_vote,
+        decode_position, encode_entry_prefix, encode_position, encode_vote, read_position,
+        read_vote,
     },
     recent::{LogSizes, Recent, cost},
     store::Core,
@@ -15,8 +16,12 @@ use crate::{
     transaction::{Applied, ApplyTxn, Reader},
 };
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M10, mutant};
 use sealane_types::GroupId;
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 /// Log entries deleted in one batch.
 const PURGE_BATCH: u64 = 1000;
@@ -251,6 +256,9 @@ impl GroupStore {
     pub fn forget(&self) -> Result<(), StoreError> {
         let _guard = self.shared.bodies.lock().expect("no panic while held");
         self.drain()?;
+        let state = self.log_state()?;
+        let held = state.last.max(state.purged).max(self.applied()?.last);
+        let emptied = held.max(self.emptied()?);
         self.core
             .hwm
             .lock()
@@ -271,12 +279,48 @@ impl GroupStore {
                 Meta::Committed,
                 Meta::Applied,
                 Meta::Installing,
+                Meta::Witnessed,
             ] {
                 batch.delete(META, &meta_key(self.id(), field));
+            }
+            // What this node said of its log before holds it to nothing any more.
+            if let Some(at) = emptied {
+                self.put_meta(batch, Meta::Emptied, &encode_position(at));
             }
             Ok(())
         })?;
         self.core.sync()
+    }
+
+    /// How far the log was when this replica was last emptied.
+    pub(crate) fn emptied(&self) -> Result<Option<LogPosition>, StoreError> {
+        self.meta(Meta::Emptied)?.map(decode_position).transpose()
+    }
+
+    /// Remembers how far the logs of other nodes are durable and committed: they are told when they start.
+    /// Unsynced; the next sync covers it.
+    pub fn save_witnessed(&self, of: &BTreeMap<u64, LogPosition>) -> Result<(), StoreError> {
+        let mut payload = Vec::new();
+        for (node, position) in of {
+            payload.extend_from_slice(&node.to_be_bytes());
+            payload.extend_from_slice(&encode_position(*position));
+        }
+        self.core.write(0, |batch| {
+            self.put_meta(batch, Meta::Witnessed, &payload);
+            Ok(())
+        })
+    }
+
+    /// What [`Self::save_witnessed`] remembered last.
+    pub fn read_witnessed(&self) -> Result<BTreeMap<u64, LogPosition>, StoreError> {
+        let mut of = BTreeMap::new();
+        if let Some(payload) = self.meta(Meta::Witnessed)? {
+            let mut f = crate::layout::Fields::new(META, payload);
+            while !f.is_empty() {
+                of.insert(f.u64()?, read_position(&mut f)?);
+            }
+        }
+        Ok(of)
     }
 
     /// Drops entries after `index` (all, if `None`) with their bodies.
@@ -323,7 +367,7 @@ impl GroupStore {
             };
             self.core.write(0, |batch| {
                 // A batch that ends in a hole (after a snapshot) is marked by the next one.
-                if let Some(p) = position {
+                if let Some(p) = position.filter(|_| !mutant(M10)) {
                     self.put_meta(batch, Meta::Purged, &encode_position(p));
                 }
                 for index in next..=last {

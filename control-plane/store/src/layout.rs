@@ -34,6 +34,10 @@ pub(crate) enum Meta {
     Committed = 3,
     Applied = 4,
     Installing = 5,
+    /// How far the logs of other members are known to be durable and committed.
+    Witnessed = 6,
+    /// How far the log was when this replica was emptied.
+    Emptied = 7,
     Identity = 16,
     Incarnation = 17,
 }
@@ -141,6 +145,9 @@ impl Fields {
     pub(crate) fn bytes(&mut self) -> Result<Bytes, StoreError> {
         let n = self.u32()?;
         self.take(usize::try_from(n).unwrap_or(usize::MAX))
+    }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
     pub(crate) fn rest(self) -> Bytes {
         self.rest

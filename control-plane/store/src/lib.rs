@@ -13,6 +13,7 @@
 //! - A body is deleted when nothing refers to it **and** its log entry is purged.
 //! - Damage ends the WAL only if everything that was promised is before it: the high-water mark file tells
 //!   a volume that forgot (P14). It is written after each sync and synced every second.
+//! - Everything is read now and then ([`Scrub`]).
 //! - Damage that a read finds ends the process, and the volume is refused from then on.
 //! - A volume that is full can be opened: a ballast file gives its space back before it is.
 //!
@@ -31,6 +32,7 @@ mod layout;
 mod log;
 mod recent;
 mod rocks;
+mod scrub;
 mod snapshot;
 mod store;
 mod syncer;
@@ -42,6 +44,7 @@ mod transaction;
 pub use error::StoreError;
 pub use group::GroupStore;
 pub use log::{LogPosition, LogState, StoredEntry, StoredPayload, VoteRecord};
+pub use scrub::Scrub;
 pub use snapshot::{Export, SnapshotRecord, SnapshotStage, StagedSnapshot};
 pub use store::{NodeIdentity, OnStall, Options, Store};
 pub use syncer::{Drive, Flushed, Next, Pump};

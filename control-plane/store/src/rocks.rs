@@ -43,12 +43,14 @@ impl Rocks {
     ///
     /// A power loss leaves any part of what was not synced, in any order, so damage at the end of the WAL is
     /// ordinary: refusing it would keep nodes from starting after every outage. RocksDB cannot tell what was
-    /// synced; the high-water mark can. So damage ends the WAL only where there is a mark (`marked`) to hold
-    /// what is left against: whatever was promised before must be there (P14).
+    /// synced; the high-water mark can, and without one no database is opened. So damage ends the WAL, and what is
+    /// left is held against the mark: whatever it knows to be promised must be there (P14).
+    ///
+    /// What is left is a prefix of all batches, or this is refused too: recovery to a point in time stops at
+    /// the first damage, drops later files, and finds tables that are ahead of where it stopped.
     pub(crate) fn open(
         dir: &Path,
         options: &Options,
-        marked: bool,
     ) -> Result<(Self, Option<StoreError>), StoreError> {
         let mut lru = LruCacheOptions::default();
         lru.set_capacity(options.cache);
@@ -65,7 +67,7 @@ impl Rocks {
             Ok(db) => Ok((Self(db), None)),
             Err(e) => {
                 let found = StoreError::from(e);
-                if !marked || !found.is_damage() {
+                if !found.is_damage() {
                     return Err(found);
                 }
                 // If it is not the WAL, this finds the same.

@@ -15,6 +15,7 @@ use crate::{
     transaction::Applied,
 };
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M11, mutant};
 use sha2::{Digest, Sha256};
 use std::{
     io::{BufReader, BufWriter, Read, Write},
@@ -55,11 +56,11 @@ pub enum Export {
 }
 
 /// CRC-32C over the encoded records.
-fn checksum(records: &[SnapshotRecord]) -> u32 {
+pub(crate) fn checksum(records: &[SnapshotRecord]) -> u32 {
     crc32c::crc32c(&encode(records))
 }
 
-fn encode(records: &[SnapshotRecord]) -> Vec<u8> {
+pub(crate) fn encode(records: &[SnapshotRecord]) -> Vec<u8> {
     let mut out = Vec::new();
     for r in records {
         out.push(r.table);
@@ -304,7 +305,7 @@ impl SnapshotStage {
     /// Checks number and digest, makes the file durable.
     pub fn finish(self, records: u64, sha256: &[u8]) -> Result<StagedSnapshot, StoreError> {
         let found: [u8; 32] = self.digest.finalize().into();
-        if records != self.count || sha256 != found {
+        if records != self.count || (sha256 != found && !mutant(M11)) {
             let _ = self.files.remove(&self.name);
             return Err(damaged("count or digest does not match"));
         }

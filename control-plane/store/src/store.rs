@@ -9,6 +9,7 @@ use crate::{
     layout::{Fields, META, Meta, VERSION, frame, meta_key, put_bytes, unframe},
     log::LogPosition,
     rocks::Rocks,
+    scrub::Scrub,
     snapshot,
     syncer::{Drive, OnFatal, Pump, Syncer},
 };
@@ -200,9 +201,9 @@ impl Store {
         check_format(files.as_ref())?;
         check_damaged(dir)?;
         options.on_fatal = marking(dir, options.on_fatal);
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
-        let marked = !hwm.marks.is_empty();
-        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options, marked)?;
+        let database = files.names()?.iter().any(|n| n == DB_NAME);
+        let hwm = HighWater::open(files.as_ref(), options.clock, database)?;
+        let (engine, shortened) = Rocks::open(&files.path().join(DB_NAME), &options)?;
         hwm.sync_regularly(files.as_ref(), options.on_fatal.clone())?;
         let opened = Self::assemble(Arc::new(engine), files, hwm, Some(ballast), options);
         if let Some(why) = shortened {
@@ -225,7 +226,7 @@ impl Store {
         options: Options,
     ) -> Result<Self, StoreError> {
         check_format(files.as_ref())?;
-        let hwm = HighWater::open(files.as_ref(), options.clock)?;
+        let hwm = HighWater::open(files.as_ref(), options.clock, false)?;
         Self::assemble(engine, files, hwm, None, options)
     }
 
@@ -297,7 +298,8 @@ impl Store {
         let state = group_store.log_state()?;
         // A snapshot that was installed takes the log's place before the log is told that it is purged.
         let last = state.last.or(state.purged).max(group_store.applied()?.last);
-        if last < Some(durable) {
+        // A replica that was no member's any more was emptied: what was said before is over.
+        if last.max(group_store.emptied()?) < Some(durable) {
             return Err(StoreError::Lost {
                 group: group.0,
                 what: format!("log entries (has {last:?}, a peer was given {durable:?})"),
@@ -384,6 +386,11 @@ impl Store {
     /// Octets free on the volume.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         Ok(self.core.files.free_bytes()?)
+    }
+
+    /// A pass over everything that is stored.
+    pub fn scrub(&self) -> Scrub {
+        Scrub::new(self.core.clone())
     }
 
     /// Makes the ballast again where so many octets stay free beside it.

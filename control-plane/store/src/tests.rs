@@ -4,6 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use sealane_state::{ReadTables, Table, WriteTables};
 use sealane_types::GroupId;
+use sha2::{Digest, Sha256};
 use std::{
     path::Path,
     sync::{Arc, Mutex, mpsc},
@@ -402,6 +403,30 @@ fn without_a_thread_callbacks_wait_for_the_sync_too() {
 }
 
 #[test]
+fn p2_a_vote_is_answered_after_its_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        drive: Drive::Pump(Arc::new(|| ())),
+        ..Options::default()
+    };
+    let s = Store::open(dir.path(), options).unwrap();
+    let mut pump = s.pump().unwrap();
+    let (tx, rx) = mpsc::channel();
+    let vote = VoteRecord {
+        term: 1,
+        node: 1,
+        committed: false,
+    };
+    s.group(GroupId(1))
+        .save_vote(vote, Box::new(move |r| tx.send(r).unwrap()))
+        .unwrap();
+    assert_eq!(pump.turn(), Next::Sync);
+    assert!(rx.try_recv().is_err(), "answered before the sync");
+    pump.sync();
+    rx.recv().unwrap().unwrap();
+}
+
+#[test]
 fn a_flipped_bit_in_a_record_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let s = open(dir.path());
@@ -441,11 +466,12 @@ fn what_was_synced_last_is_in_the_high_water_mark_when_nothing_is_left_to_sync()
     let s = open(dir.path());
     s.set_identity(&identity()).unwrap();
     let g = s.group(GroupId(1));
-    append(&g, vec![entry(1, b"x")]);
     let mark = dir.path().join("high-water");
+    let before = std::fs::read(&mark).unwrap();
+    append(&g, vec![entry(1, b"x")]);
     // Long before the next write that is due by time.
     let deadline = std::time::Instant::now() + std::time::Duration::from_millis(500);
-    while std::fs::read(&mark).unwrap().is_empty() {
+    while std::fs::read(&mark).unwrap() == before {
         assert!(std::time::Instant::now() < deadline, "not written");
         std::thread::yield_now();
     }
@@ -509,15 +535,107 @@ fn damage_before_something_promised_is_refused_and_refused_again() {
 }
 
 #[test]
-fn damage_in_the_wal_of_a_volume_without_marks_is_refused() {
+fn a_volume_without_its_high_water_mark_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (wal, mut octets) = closed_with_wal(dir.path());
-    std::fs::write(dir.path().join("high-water"), b"").unwrap();
-    let end = octets.len() - 500;
-    octets[end] ^= 1;
-    std::fs::write(&wal, octets).unwrap();
+    let mark = dir.path().join("high-water");
+    std::fs::write(&mark, b"").unwrap();
+    for wal_too in [false, true] {
+        if wal_too {
+            let end = octets.len() - 500;
+            octets[end] ^= 1;
+            std::fs::write(&wal, &octets).unwrap();
+            std::fs::remove_file(&mark).unwrap();
+        }
+        let refused = open_again(dir.path()).unwrap_err();
+        let said = refused.to_string();
+        assert!(
+            said.contains("high-water") && said.contains("sealane node replace"),
+            "{said}"
+        );
+    }
+}
+
+/// A store whose bodies were moved to blob files, and one of these.
+fn with_cold_bodies(dir: &Path) -> std::path::PathBuf {
+    let s = open(dir);
+    s.set_identity(&identity()).unwrap();
+    let g = s.group(GroupId(1));
+    for index in 1..=20 {
+        append(&g, vec![entry(index, &[b'x'; 200_000])]);
+    }
+    s.shutdown();
+    drop((g, s));
+    // What the WAL holds becomes tables and blob files now.
+    drop(open(dir));
+    let files = std::fs::read_dir(dir.join("db")).unwrap();
+    let mut blobs = files
+        .map(|f| f.unwrap().path())
+        .filter(|f| f.extension().is_some_and(|e| e == "blob"));
+    blobs.next().unwrap()
+}
+
+#[test]
+fn scrubbing_a_sound_volume_reads_all_of_it_and_finds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    with_cold_bodies(dir.path());
+    let s = open(dir.path());
+    let mut pass = s.scrub();
+    let mut pieces = Vec::new();
+    while let Some(octets) = pass.next_piece().unwrap() {
+        pieces.push(octets);
+    }
+    assert!(pieces.iter().sum::<u64>() > 20 * 200_000, "{pieces:?}");
+    assert!(
+        pieces.iter().all(|octets| *octets < 1_500_000),
+        "{pieces:?}"
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_a_body_that_nobody_reads_is_found_by_scrubbing_and_ends_the_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = with_cold_bodies(dir.path());
+    let mut octets = std::fs::read(&blob).unwrap();
+    let middle = octets.len() / 2;
+    octets[middle] ^= 4;
+    std::fs::write(&blob, octets).unwrap();
+    let ended = Arc::new(Mutex::new(None));
+    let end = ended.clone();
+    let options = Options {
+        on_fatal: Arc::new(move |e| *end.lock().unwrap() = Some(e.to_string())),
+        ..Options::default()
+    };
+    let s = Store::open(dir.path(), options).unwrap();
+    assert_eq!(*ended.lock().unwrap(), None, "its start does not see it");
+    let mut pass = s.scrub();
+    while let Ok(piece) = pass.next_piece() {
+        assert!(piece.is_some(), "it came to its end");
+    }
+    let said = ended.lock().unwrap().clone().unwrap();
+    assert!(said.contains("sealane node replace"), "{said}");
+    drop(s);
     let refused = open_again(dir.path()).unwrap_err();
     assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+}
+
+#[test]
+fn what_was_said_of_a_replica_before_it_was_emptied_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path());
+    let g = s.group(GroupId(1));
+    append(&g, vec![entry(1, b"x"), entry(2, b"y")]);
+    let witnessed = std::collections::BTreeMap::from([(4, at(2)), (7, at(1))]);
+    g.save_witnessed(&witnessed).unwrap();
+    assert_eq!(g.read_witnessed().unwrap(), witnessed);
+    s.check_against(GroupId(1), at(2)).unwrap();
+    g.forget().unwrap();
+    assert!(g.read_witnessed().unwrap().is_empty());
+    s.check_against(GroupId(1), at(2)).unwrap();
+    assert!(s.check_against(GroupId(1), at(3)).is_err());
+    // Emptied once more, with nothing in it.
+    g.forget().unwrap();
+    s.check_against(GroupId(1), at(2)).unwrap();
 }
 
 #[test]
@@ -718,7 +836,16 @@ fn a_damaged_snapshot_is_refused_before_anything_is_changed() {
             .write(std::slice::from_ref(&record), 1)
             .is_err()
     );
-    assert!(g.stage_snapshot().unwrap().finish(1, &[0; 32]).is_err());
+    let staged = || {
+        let mut stage = g.stage_snapshot().unwrap();
+        let crc = crate::snapshot::checksum(std::slice::from_ref(&record));
+        stage.write(std::slice::from_ref(&record), crc).unwrap();
+        stage
+    };
+    let digest = Sha256::digest(crate::snapshot::encode(std::slice::from_ref(&record)));
+    assert!(staged().finish(1, &[0; 32]).is_err(), "another digest");
+    assert!(staged().finish(2, &digest).is_err(), "another number");
+    assert!(staged().finish(1, &digest).is_ok());
 }
 
 proptest! {

@@ -7,6 +7,7 @@ use crate::{
     log::{LogPosition, encode_position, read_position},
 };
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M6, mutant};
 use sealane_state::{ReadTables, Table, TableError, WriteTables};
 use std::collections::BTreeMap;
 
@@ -176,7 +177,7 @@ impl ApplyTxn {
             };
             for index in &self.released {
                 let key = index_key(group.id(), *index);
-                if purged.is_some_and(|p| *index <= p.index) {
+                if mutant(M6) || purged.is_some_and(|p| *index <= p.index) {
                     batch.delete(BODY, &key);
                 } else {
                     batch.put(BODY_GC, &key, b"");

@@ -38,7 +38,8 @@ pub struct FetchError(pub String);
 pub struct LeasedWork {
     /// As on the wire.
     pub lease: v1::Lease,
-    /// The lease's length counts from here, by this process's monotonic clock.
+    /// The lease's length counts from here, by this process's monotonic clock: from when its leader proposed it,
+    /// or before.
     pub received: Instant,
 }
 
@@ -109,12 +110,13 @@ impl DeliverClient {
     /// A lease that came with the outcome of an enqueue: it is handed out by [`Self::lease`] and
     /// settled like the others. What cannot be taken is given back.
     pub fn granted(&self, lease: v1::Lease, node: NodeId, since: Instant) {
-        if !self.desk.granted(&lease, node, since) {
+        if self.desk.granted(&lease, node, since).is_none() {
             return;
         }
         let reference = v1::LeaseRef {
             id: lease.id.clone(),
             epoch: lease.epoch,
+            until_ms: 0,
         };
         let work = LeasedWork {
             lease,

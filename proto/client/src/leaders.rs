@@ -2,7 +2,7 @@
 use sealane_types::{NodeId, ShardId};
 use sealane_wire::v1;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::{mpsc, watch};
@@ -52,6 +52,21 @@ impl View {
         let first = turn / nodes / ROUNDS;
         let shard = first.wrapping_add(waiting / FULL);
         led.get(shard.checked_rem(led.len())?).copied()
+    }
+
+    /// How many nodes lead.
+    pub(crate) fn nodes(&self) -> usize {
+        self.by_node.len()
+    }
+
+    /// A shard that none of these nodes leads.
+    pub(crate) fn besides(&self, nodes: &BTreeSet<NodeId>, message: usize) -> Option<ShardId> {
+        let able = |s: &&ShardId| {
+            let leader = self.leaders.get(s);
+            leader.is_some_and(|l| !nodes.contains(&l.link.node))
+        };
+        let able: Vec<ShardId> = self.led.iter().filter(able).copied().collect();
+        able.get(message.checked_rem(able.len())?).copied()
     }
 }
 
@@ -201,6 +216,16 @@ mod tests {
         assert_eq!(chosen(0, 4, 0), Some(shard(3)));
         assert_eq!(chosen(1, 8, 0), Some(shard(1)));
         assert_eq!(chosen(1, 1, 0), Some(shard(3)));
+        let besides = |nodes: &[u64], message| {
+            let nodes = nodes.iter().copied().map(NodeId).collect();
+            leaders.view().besides(&nodes, message)
+        };
+        assert_eq!(besides(&[1], 5), Some(shard(3)));
+        assert_eq!(
+            [0, 1].map(|m| besides(&[2], m)),
+            [Some(shard(1)), Some(shard(2))]
+        );
+        assert_eq!(besides(&[1, 2], 0), None);
     }
 
     #[test]

@@ -32,5 +32,5 @@ pub use policy_watch::PolicyWatch;
 pub use shares::{Dealt, ShareClient};
 pub use submit::{
     Content, Durable, Grant, LeaderChanges, Submission, SubmitClient, SubmitError, Upload,
-    UploadError, new_id,
+    UploadError,
 };

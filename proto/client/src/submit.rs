@@ -13,21 +13,27 @@ use crate::{
 };
 use lookup::Answers;
 use rand::Rng;
-use sealane_runtime::world;
+use sealane_runtime::clock::Clock;
 use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A fresh id on `shard`, of this moment.
-pub fn new_id(shard: ShardId) -> MessageId {
+fn fresh_id(shard: ShardId, now_ms: u64) -> MessageId {
     let mut random = [0; 9];
     rand::rng().fill(&mut random);
-    MessageId::new(shard, world::now_ms(), random)
+    MessageId::new(shard, now_ms, random)
 }
+
+/// What nodes say of the time is gone by for this long: they say it when a stream opens.
+const CLOCKS: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Enqueues on whichever node leads a shard. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,6 +45,7 @@ pub(crate) struct Desk {
     pub(crate) answers: Answers,
     /// Shards chosen so far.
     chosen: AtomicUsize,
+    pub(crate) clock: Clock,
 }
 
 /// Milliseconds for which a node is chosen before it is the next one's turn.
@@ -57,16 +64,23 @@ impl SubmitClient {
             leaders: Leaders::default(),
             answers: Answers::default(),
             chosen: AtomicUsize::new(0),
+            clock: Clock::new(CLOCKS),
         });
         let supervisor = link::Supervisor::new(relay.to_owned(), members, desk.clone());
         tasks.spawn(async move { stop.run_until_cancelled(supervisor.run()).await });
         Self(desk)
     }
 
+    /// A fresh id on `shard`, of this moment. The shard remembers what became of an id for as long as the id is
+    /// young: so it is of the time that the nodes' clocks show, if ours is far from it.
+    pub fn new_id(&self, shard: ShardId) -> MessageId {
+        fresh_id(shard, self.0.clock.wall_ms())
+    }
+
     /// A shard that has a leader. The nodes take turns by the clock, so that all relays are at the same one:
     /// see [`View::choose`].
     pub fn choose_shard(&self) -> Option<ShardId> {
-        let turn = usize::try_from(world::now_ms() / TURN_MS).unwrap_or(0);
+        let turn = usize::try_from(self.0.clock.wall_ms() / TURN_MS).unwrap_or(0);
         let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
         let waiting = self.0.answers.waiting();
         self.0.leaders.view().choose(turn, message, waiting)
@@ -81,6 +95,17 @@ impl SubmitClient {
         let led = views.wait_for(|v| !v.led.is_empty());
         tokio::time::timeout_at(deadline, led).await.ok()?.ok()?;
         self.choose_shard()
+    }
+
+    /// A shard whose leader is known and none of these.
+    pub fn shard_besides(&self, nodes: &BTreeSet<NodeId>) -> Option<ShardId> {
+        let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
+        self.0.leaders.view().besides(nodes, message)
+    }
+
+    /// How many nodes lead some shard now.
+    pub fn leading_nodes(&self) -> usize {
+        self.0.leaders.view().nodes()
     }
 
     /// How many shards have a leader now.

@@ -3,7 +3,7 @@ mod fake_node;
 
 use crate::{
     Content, DeliverClient, Members, Renewal, ShareClient, Submission, SubmitClient, SubmitError,
-    UploadError, new_id,
+    UploadError,
 };
 use bytes::Bytes;
 use fake_node::{FakeNode, Heard};
@@ -74,12 +74,16 @@ async fn abort(node: &FakeNode) -> MessageId {
     }
 }
 
+fn fresh(shard: ShardId) -> MessageId {
+    MessageId::new(shard, 5, rand::random())
+}
+
 #[tokio::test]
 async fn durable_is_durable() {
     let node = FakeNode::start(1).await;
     node.lead(&[(3, 1)]);
     let client = client(&[&node]).await;
-    let id = new_id(shard(3));
+    let id = fresh(shard(3));
     let submit = client.submit(submission(id), deadline(PATIENCE));
     let serve = async {
         let id = enqueue(&node).await;
@@ -95,7 +99,7 @@ async fn without_a_leader_nothing_is_proposed() {
     node.lead(&[(1, 1)]);
     let client = client(&[&node]).await;
     let outcome = client
-        .submit(submission(new_id(shard(2))), deadline(PATIENCE))
+        .submit(submission(fresh(shard(2))), deadline(PATIENCE))
         .await;
     assert!(
         matches!(outcome, Err(SubmitError::NotProposed(_))),
@@ -106,7 +110,7 @@ async fn without_a_leader_nothing_is_proposed() {
         node.answer(id, Kind::Unavailable, 0);
     };
     let (outcome, ()) = tokio::join!(
-        client.submit(submission(new_id(shard(1))), deadline(PATIENCE)),
+        client.submit(submission(fresh(shard(1))), deadline(PATIENCE)),
         serve
     );
     assert!(
@@ -120,7 +124,7 @@ async fn a_lost_leader_is_followed_with_the_same_id() {
     let (first, second) = (FakeNode::start(1).await, FakeNode::start(2).await);
     first.lead(&[(1, 1)]);
     let client = client(&[&first, &second]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let serve = async {
         assert_eq!(enqueue(&first).await, id);
         first.break_streams();
@@ -137,7 +141,7 @@ async fn a_higher_term_is_followed_while_the_old_leader_is_silent() {
     let (first, second) = (FakeNode::start(1).await, FakeNode::start(2).await);
     first.lead(&[(1, 1)]);
     let client = client(&[&first, &second]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let serve = async {
         assert_eq!(enqueue(&first).await, id);
         second.lead(&[(1, 2)]);
@@ -153,7 +157,7 @@ async fn unknown_is_asked_again() {
     let node = FakeNode::start(1).await;
     node.lead(&[(1, 1)]);
     let client = client(&[&node]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let serve = async {
         for kind in [
             Kind::Unknown,
@@ -175,7 +179,7 @@ async fn an_unsettled_enqueue_is_aborted_before_the_deadline() {
     let node = FakeNode::start(1).await;
     node.lead(&[(1, 1)]);
     let client = client(&[&node]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let serve = async {
         assert_eq!(enqueue(&node).await, id);
         assert_eq!(abort(&node).await, id);
@@ -197,7 +201,7 @@ async fn durable_does_not_count_while_an_abort_is_on_its_way() {
     let node = FakeNode::start(1).await;
     node.lead(&[(1, 1)]);
     let client = client(&[&node]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let serve = async {
         assert_eq!(enqueue(&node).await, id);
         assert_eq!(abort(&node).await, id);
@@ -214,7 +218,7 @@ async fn durable_does_not_count_while_an_abort_is_on_its_way() {
     );
 
     // Both say durable: the message was leased before, it stays.
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let serve = async {
         assert_eq!(enqueue(&node).await, id);
         assert_eq!(abort(&node).await, id);
@@ -233,7 +237,7 @@ async fn an_abort_without_answer_leaves_the_outcome_unknown() {
     let node = FakeNode::start(1).await;
     node.lead(&[(1, 1)]);
     let client = client(&[&node]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let outcome = client.submit(submission(id), Instant::now() + Duration::from_millis(1200));
     // Within the abort window from the start: nothing was sent, so nothing can be pending.
     assert!(matches!(
@@ -262,7 +266,7 @@ async fn pieces_are_acknowledged_one_by_one_and_sent_again() {
     let (first, second) = (FakeNode::start(1).await, FakeNode::start(2).await);
     first.lead(&[(1, 1)]);
     let client = client(&[&first, &second]).await;
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     let mut upload = client.begin_upload(id, TraceContext::default());
     let push = async {
         for _ in 0..3 {
@@ -290,7 +294,7 @@ async fn pieces_are_acknowledged_one_by_one_and_sent_again() {
     };
     let (chunks, ()) = tokio::join!(push, serve);
     assert_eq!(chunks, 3);
-    let mut other = client.begin_upload(new_id(shard(7)), TraceContext::default());
+    let mut other = client.begin_upload(fresh(shard(7)), TraceContext::default());
     let refused = other
         .push(Bytes::from_static(b"piece"), (), deadline(PATIENCE))
         .await;
@@ -298,6 +302,42 @@ async fn pieces_are_acknowledged_one_by_one_and_sent_again() {
         matches!(refused, Err(UploadError::NotProposed(_))),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn a_lease_and_its_renewal_count_from_when_our_clock_showed_what_their_node_says() {
+    let node = FakeNode::start(1).await;
+    node.lead(&[(1, 1)]);
+    let submit = client(&[&node]).await;
+    let deliver = DeliverClient::start(
+        "relay-1",
+        members(&[&node]),
+        submit,
+        7,
+        &TaskTracker::new(),
+        CancellationToken::new(),
+    );
+    assert_eq!(node.hear().await, Heard::Credit(7));
+    let shown = node.shown();
+    assert!(shown > 0, "the client does not say what its clock shows");
+    let before = Instant::now();
+    let id = fresh(shard(1));
+    node.lease_since(id, 5, &[0], shown);
+    let work = timeout(PATIENCE, deliver.lease()).await.unwrap().unwrap();
+    assert!(work.received <= before, "its way counts as its time");
+    // The answer to an earlier question than the one that waits.
+    let (renewal, ()) = tokio::join!(deliver.renew(id, 5), async {
+        assert_eq!(node.hear().await, Heard::Renew(id, 5));
+        node.renewed_since(id, 5, 30_000, shown);
+    });
+    let Renewal::Renewed(left) = renewal else {
+        panic!("{renewal:?}")
+    };
+    assert!(left < Duration::from_secs(30), "{left:?}");
+    // A moment in the future is none that this clock showed.
+    node.lease_since(fresh(shard(1)), 6, &[0], u64::MAX / 2);
+    let work = timeout(PATIENCE, deliver.lease()).await.unwrap().unwrap();
+    assert!(work.received <= Instant::now());
 }
 
 #[tokio::test]
@@ -315,7 +355,7 @@ async fn leases_come_reports_go_and_credits_return() {
         CancellationToken::new(),
     );
     assert_eq!(node.hear().await, Heard::Credit(7));
-    let id = new_id(shard(1));
+    let id = fresh(shard(1));
     node.lease(id, 5, &[0, 1]);
     let work = timeout(PATIENCE, deliver.lease()).await.unwrap().unwrap();
     assert_eq!(work.lease.epoch, 5);

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+pub mod clock;
 pub mod config;
 pub mod grpc;
 pub mod http;

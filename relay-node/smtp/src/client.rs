@@ -6,5 +6,7 @@ mod stuffing;
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests;
 
-pub use session::{Action, ClientConfig, ClientSession, Failure, RecipientOutcome, Transaction};
+pub use session::{
+    Action, Awaited, ClientConfig, ClientSession, Failure, RecipientOutcome, Transaction,
+};
 pub use stuffing::DotStuffer;

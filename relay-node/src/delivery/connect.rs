@@ -10,10 +10,9 @@ use crate::{
     resolve::{AddressGuard, Hop},
     tls::{CertificateRequirement, TlsConnector},
 };
-use sealane_smtp::client::{Action, ClientConfig, ClientSession, Failure};
+use sealane_smtp::client::{Action, Awaited, ClientConfig, ClientSession, Failure};
 use sealane_tls_policy::{HopRequirement, Judgement, SessionFacts, TlsSession, judge};
 use sealane_types::TlsFacts;
-use std::time::Duration;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::client::TlsStream;
 
@@ -211,13 +210,10 @@ impl Connector {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
-        let (greeting, command) = (
-            self.options.greeting_timeout.0,
-            self.options.command_timeout.0,
-        );
         driver
-            .step(|_, sent: &[u8]| -> Duration {
-                if sent.is_empty() { greeting } else { command }
+            .step(|session| match session.awaits() {
+                Awaited::Greeting => self.options.greeting_timeout.0,
+                _ => self.options.command_timeout.0,
             })
             .await
     }

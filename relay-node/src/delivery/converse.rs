@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use futures_util::StreamExt;
 use sealane_runtime::telemetry;
 use sealane_smtp::client::{
-    Action, ClientSession, DotStuffer, RecipientOutcome as Said, Transaction,
+    Action, Awaited, ClientSession, DotStuffer, RecipientOutcome as Said, Transaction,
 };
 use std::time::Duration;
 use tokio::time::timeout;
@@ -57,11 +57,7 @@ impl Connection {
         self.transactions += 1;
         self.driver.session.begin(transaction(lease));
         let said = loop {
-            match self
-                .driver
-                .step(|session, sent| deadline(options, session, sent))
-                .await
-            {
+            match self.driver.step(|session| deadline(options, session)).await {
                 Step::Action(Action::SendBody) => match self.send_body(lease, &content).await {
                     Ending::Sent => {
                         dot_sent = true;
@@ -100,7 +96,7 @@ impl Connection {
     /// Takes the session to where it can begin again, or to its end.
     async fn settle_down(&mut self, options: &DeliveryOptions) {
         while !self.driver.session.is_ready() && !self.driver.session.is_closed() {
-            if let Step::Over = self.driver.step(|_, _| options.command_timeout.0).await {
+            if let Step::Over = self.driver.step(|_| options.command_timeout.0).await {
                 return;
             }
         }
@@ -210,14 +206,12 @@ fn transaction(lease: &Lease) -> Transaction {
     }
 }
 
-/// RFC 5321 section 4.5.3.2, by what was said last.
-fn deadline(options: &DeliveryOptions, session: &ClientSession, sent: &[u8]) -> Duration {
-    if session.awaits_final_reply() {
-        options.final_timeout.0
-    } else if sent.ends_with(b"DATA\r\n") {
-        options.data_timeout.0
-    } else {
-        options.envelope_timeout.0
+/// RFC 5321 section 4.5.3.2, by what is waited for.
+fn deadline(options: &DeliveryOptions, session: &ClientSession) -> Duration {
+    match session.awaits() {
+        Awaited::FinalDot => options.final_timeout.0,
+        Awaited::Data => options.data_timeout.0,
+        Awaited::Greeting | Awaited::Command => options.envelope_timeout.0,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Moves octets between a stream and a client session. No decision is made here.
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use sealane_smtp::client::{Action, ClientSession};
 use std::{io, time::Duration};
 use tokio::{
@@ -38,24 +38,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     /// Runs the session until it wants something. `deadline` gives the time for the next reply,
-    /// from the octets last sent.
+    /// by what the session waits for.
     ///
     /// # Cancel safety
     /// The session may have been told of octets whose answer is not written: drop the connection.
-    pub(super) async fn step(
-        &mut self,
-        deadline: impl Fn(&ClientSession, &[u8]) -> Duration,
-    ) -> Step {
-        let mut sent = Bytes::new();
+    pub(super) async fn step(&mut self, deadline: impl Fn(&ClientSession) -> Duration) -> Step {
         loop {
             while let Some(action) = self.session.poll_action() {
                 match action {
                     Action::Send(octets) => {
-                        let limit = deadline(&self.session, &octets);
+                        let limit = deadline(&self.session);
                         if let Err(why) = self.write(&octets, limit).await {
                             self.session.lost(why);
                         }
-                        sent = octets;
                     }
                     other => return Step::Action(other),
                 }
@@ -63,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if self.session.is_closed() {
                 return Step::Over;
             }
-            let limit = deadline(&self.session, &sent);
+            let limit = deadline(&self.session);
             self.read(limit).await;
         }
     }
@@ -102,7 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     pub(super) async fn quit(&mut self, limit: Duration) {
         self.session.quit();
         let work = async {
-            while !matches!(self.step(|_, _| limit).await, Step::Over) {}
+            while !matches!(self.step(|_| limit).await, Step::Over) {}
             let _ = self.stream.shutdown().await;
         };
         let _ = timeout(limit, work).await;

@@ -78,6 +78,7 @@ impl ControlPlane for QueueControl {
         self.client.give_back(vec![v1::LeaseRef {
             id,
             epoch: key.epoch,
+            until_ms: 0,
         }]);
     }
 }

@@ -115,6 +115,7 @@ fn start(courier: &Arc<Courier<QueueControl>>, work: LeasedWork, attempts: &mut 
     let reference = v1::LeaseRef {
         id: work.lease.id.clone(),
         epoch: work.lease.epoch,
+        until_ms: 0,
     };
     match Lease::try_from(work.lease) {
         Ok(lease) => {
@@ -140,6 +141,7 @@ async fn drain(courier: &Courier<QueueControl>, attempts: &mut JoinSet<()>, pati
             client.give_back(vec![v1::LeaseRef {
                 id: work.lease.id,
                 epoch: work.lease.epoch,
+                until_ms: 0,
             }]);
         }
         std::future::pending::<()>().await;

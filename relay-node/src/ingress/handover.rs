@@ -59,6 +59,7 @@ impl Handover {
             size: submission.size,
             trace: Some(submission.trace.clone().into()),
             accepted_at_ms: submission.entry.accepted_at_ms,
+            since_ms: 0,
         };
         self.deliver.granted(lease, grant.node, grant.since);
     }

@@ -12,12 +12,12 @@ use crate::{
     metrics::Refusal,
 };
 use bytes::{Buf, Bytes, BytesMut};
-use sealane_client::{Content, Submission, SubmitClient, SubmitError, Upload, UploadError, new_id};
+use sealane_client::{Content, Submission, SubmitClient, SubmitError, Upload, UploadError};
 use sealane_smtp::{Durable, server::BodyOutcome};
-use sealane_types::{CHUNK_SIZE, MessageId, Reply, ShardId, TraceContext};
+use sealane_types::{CHUNK_SIZE, MessageId, NodeId, Reply, ShardId, TraceContext};
 use sealane_wire::v1;
 use sha2::{Digest, Sha256};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// Octets of the first buffer of a body, and of every further piece's.
@@ -68,6 +68,8 @@ pub(super) struct Intake {
     upload: Option<Upload>,
     digest: Sha256,
     failed: Option<Failed>,
+    /// Nodes that had no space for this message.
+    full: BTreeSet<NodeId>,
     /// Nothing came from the peer yet.
     fresh: bool,
 }
@@ -78,7 +80,7 @@ pub(super) fn choose_id(submit: &SubmitClient) -> MessageId {
         .choose_shard()
         .or_else(|| ShardId::new(1))
         .expect("1 is a shard number");
-    new_id(shard)
+    submit.new_id(shard)
 }
 
 fn no_memory() -> Failed {
@@ -132,6 +134,7 @@ impl Intake {
             upload: None,
             digest: Sha256::new(),
             failed: None,
+            full: BTreeSet::new(),
             fresh: true,
         })
     }
@@ -249,6 +252,12 @@ impl Intake {
                     }
                     piece = rename(&piece, self.id_at, self.id);
                 }
+                Err(UploadError::StorageFull(node)) => {
+                    if !self.step_aside(node, deadline) {
+                        return Err(no_memory());
+                    }
+                    piece = rename(&piece, self.id_at, self.id);
+                }
                 Err(e) => return Err(upload_failed(self.id, &e)),
             }
         }
@@ -266,7 +275,23 @@ impl Intake {
             return false;
         };
         tracing::debug!(from = %self.id, shard = %shard, "shard without leader: another one is taken");
-        self.id = new_id(shard);
+        self.id = self.submit.new_id(shard);
+        true
+    }
+
+    /// Takes a shard of another leader and another id after `node` had no space, which is certain: nothing was
+    /// proposed. False if every leader said so, or there is no time left.
+    fn step_aside(&mut self, node: NodeId, deadline: Instant) -> bool {
+        self.full.insert(node);
+        let until = deadline.checked_sub(SETTLE).unwrap_or(deadline);
+        if Instant::now() >= until {
+            return false;
+        }
+        let Some(shard) = self.submit.shard_besides(&self.full) else {
+            return false;
+        };
+        tracing::debug!(from = %self.id, %node, shard = %shard, "node without space: another shard is taken");
+        self.id = self.submit.new_id(shard);
         true
     }
 
@@ -338,6 +363,12 @@ impl Intake {
                     }
                     body = rename(&body, self.id_at, self.id);
                 }
+                Err(SubmitError::StorageFull(node)) => {
+                    if !self.step_aside(node, deadline) {
+                        return Err(no_memory());
+                    }
+                    body = rename(&body, self.id_at, self.id);
+                }
                 settled => {
                     if let Ok(durable) = &settled {
                         self.handover.accepted(&submission, durable, body);
@@ -355,7 +386,7 @@ impl Intake {
         match settled {
             Ok(durable) => Ok(BodyOutcome::Durable(Durable::acknowledged(durable.id()))),
             Err(SubmitError::Unknown) => Ok(BodyOutcome::Unknown),
-            Err(SubmitError::StorageFull) => Err(no_memory()),
+            Err(SubmitError::StorageFull(_)) => Err(no_memory()),
             Err(e @ SubmitError::Rejected(_)) => {
                 // Our mistake, not the client's: it keeps the message.
                 tracing::error!(message.id = %self.id, error = %e, "the queue rejects a message");
@@ -381,7 +412,7 @@ fn rename(body: &Bytes, at: usize, id: MessageId) -> Bytes {
 
 fn upload_failed(id: MessageId, e: &UploadError) -> Failed {
     match e {
-        UploadError::StorageFull => no_memory(),
+        UploadError::StorageFull(_) => no_memory(),
         UploadError::Rejected(_) => {
             tracing::error!(message.id = %id, error = %e, "the queue rejects a piece of a message");
             no_queue()

@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use sealane_client::{DeliverClient, Members, SubmitClient};
 use sealane_policy::{PolicySnapshot, hash_password};
 use sealane_smtp::server::Listener;
+use sealane_types::MessageId;
 use sealane_wire::v1::{
     self,
     document::Kind as Document,
@@ -20,6 +21,7 @@ use sealane_wire::v1::{
 use sha2::{Digest, Sha256};
 use std::{
     net::SocketAddr,
+    ops::RangeInclusive,
     pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -43,10 +45,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Messages that were called durable, bodies put together.
 type Kept = Arc<Mutex<Vec<(v1::Enqueue, Vec<u8>)>>>;
 
-/// Leads every shard and keeps what it is given.
+/// A node that leads some shards and keeps what it is given.
 struct Keeper {
     kept: Kept,
     verdict: Kind,
+    node: u64,
+    leads: RangeInclusive<u32>,
 }
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -63,13 +67,17 @@ impl Queue for Keeper {
     ) -> Result<Response<Self::SubmitStream>, Status> {
         let mut frames = r.into_inner();
         let (kept, verdict) = (self.kept.clone(), self.verdict);
+        // What comes for another node's shards is not answered as if it were ours.
+        let ours = self.leads.clone();
         let (tx, rx) = mpsc::channel(64);
         let reply = |frame| Ok(v1::SubmitReply { frame: Some(frame) });
-        let claims = (1..=8)
+        let claims = self
+            .leads
+            .clone()
             .map(|shard| v1::LeaderClaim { shard, term: 1 })
             .collect();
         tx.send(reply(Reply::Hello(v1::ServerHello {
-            node_id: 1,
+            node_id: self.node,
             ..Default::default()
         })))
         .await
@@ -85,10 +93,16 @@ impl Queue for Keeper {
                     Frame::Abort(a) => (a.id, 0, Kind::Aborted),
                     Frame::Chunk(c) => {
                         pieces.push((c.id.clone(), c.seq, c.data));
-                        (c.id, c.seq, Kind::ChunkDurable)
+                        let kind = match verdict {
+                            Kind::StorageFull => verdict,
+                            _ => Kind::ChunkDurable,
+                        };
+                        (c.id, c.seq, kind)
                     }
                     Frame::Enqueue(e) => {
                         let id = e.id.clone();
+                        let shard = MessageId::from_slice(&id).unwrap().shard();
+                        assert!(ours.contains(&shard.get()));
                         let mut body = e.body.to_vec();
                         let mut own: Vec<_> =
                             pieces.iter().filter(|(i, ..)| *i == id).cloned().collect();
@@ -176,15 +190,26 @@ fn policy() -> PolicySnapshot {
 
 impl Relay {
     async fn start(verdict: Kind) -> Self {
+        Self::with(vec![(verdict, 1..=8)]).await
+    }
+
+    /// With one node for each of these verdicts, which leads these shards.
+    async fn with(nodes: Vec<(Kind, RangeInclusive<u32>)>) -> Self {
         let kept = Kept::default();
-        let queue = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let queue_address = queue.local_addr().unwrap().to_string();
-        let keeper = QueueServer::new(Keeper {
-            kept: kept.clone(),
-            verdict,
-        });
-        let server = tonic::transport::Server::builder().add_service(keeper);
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(queue)));
+        let mut control_plane = Vec::new();
+        let streams = nodes.len();
+        for ((verdict, leads), node) in nodes.into_iter().zip(1..) {
+            let queue = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            control_plane.push(queue.local_addr().unwrap().to_string());
+            let keeper = QueueServer::new(Keeper {
+                kept: kept.clone(),
+                verdict,
+                node,
+                leads,
+            });
+            let server = tonic::transport::Server::builder().add_service(keeper);
+            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(queue)));
+        }
 
         let files = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["relay.example".into()]).unwrap();
@@ -213,7 +238,7 @@ impl Relay {
                 key: Default::default(),
                 ca: Default::default(),
             },
-            control_plane: vec![queue_address.clone()],
+            control_plane: control_plane.clone(),
             body_budget: sealane_runtime::config::ByteSize(8 << 20),
             max_message_size: sealane_runtime::config::ByteSize(12 << 20),
             connections: 10,
@@ -233,7 +258,7 @@ impl Relay {
         let dial = |a: &str| {
             Ok(tonic::transport::Endpoint::from_shared(format!("http://{a}"))?.connect_lazy())
         };
-        let members = Members::new(vec![queue_address], Arc::new(dial));
+        let members = Members::new(control_plane, Arc::new(dial));
         let (tasks, never) = (TaskTracker::new(), CancellationToken::new());
         let submit = SubmitClient::start("relay-1", members.clone(), &tasks, never.clone());
         let handover = Handover {
@@ -241,6 +266,13 @@ impl Relay {
             kept: KeptBodies::new(1 << 20),
         };
         submit.led_shard(Instant::now() + PATIENCE).await.unwrap();
+        let mut changes = submit.changes();
+        let all = async {
+            while submit.leading_nodes() < streams {
+                changes.changed().await;
+            }
+        };
+        timeout(PATIENCE, all).await.unwrap();
         let (tx, policy) = watch::channel(Some(Arc::new(policy())));
         std::mem::forget(tx);
         let metrics = IngressMetrics::register(&mut Registry::default());
@@ -473,6 +505,41 @@ async fn a_queue_that_cannot_take_it_is_451_in_time() {
         .await;
     assert!(code == 451 && text.contains("4.3.0"), "{text}");
     assert!(started.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_to_a_leader_that_has_space_before_452_is_said() {
+    let relay = Relay::with(vec![(Kind::StorageFull, 1..=7), (Kind::Durable, 8..=8)]).await;
+    let mut client = relay.mx().await;
+    for octets in [100, 3 << 20] {
+        for _ in 0..6 {
+            let (code, text) = client
+                .mail("x@client.example", "bob@served.example", &body(octets))
+                .await;
+            assert_eq!(code, 250, "{text}");
+        }
+    }
+    let kept = relay.kept.lock().unwrap();
+    assert_eq!(kept.len(), 12);
+    for (enqueue, body) in kept.iter() {
+        let id = MessageId::from_slice(&enqueue.id).unwrap().to_string();
+        // Our header names the id under which it was accepted.
+        assert!(String::from_utf8_lossy(&body[..1000.min(body.len())]).contains(&id));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_every_leader_is_out_of_space_it_is_452_at_once() {
+    let relay = Relay::with(vec![(Kind::StorageFull, 1..=4), (Kind::StorageFull, 5..=8)]).await;
+    let mut client = relay.mx().await;
+    for octets in [100, 3 << 20] {
+        let started = Instant::now();
+        let (code, text) = client
+            .mail("x@client.example", "bob@served.example", &body(octets))
+            .await;
+        assert!(code == 452 && text.contains("4.3.1"), "{text}");
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

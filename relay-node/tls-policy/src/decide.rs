@@ -3,6 +3,7 @@ use crate::{
     Checks, HopFacts, HopRequirement, HostSecurity, MxSecurity, OnFailure, PinnedRoute,
     PolicyLevel, Row, StsPolicy, Tlsa,
 };
+use sealane_mutants::{Mutant::M15, mutant};
 
 /// Names the row that applies. Total and pure; the order of the steps is part of the meaning:
 ///
@@ -34,7 +35,7 @@ pub fn decide(facts: HopFacts) -> HopRequirement {
     if facts.sts == StsPolicy::NoMatch {
         return stop(Row::D22, Checks::default(), OnFailure::NextHostRefetch);
     }
-    if tlsa == Some(Tlsa::Error) {
+    if tlsa == Some(Tlsa::Error) && !mutant(M15) {
         return stop(Row::D8, Checks::default(), OnFailure::NextHostTls);
     }
     published(facts, tlsa)

@@ -108,6 +108,8 @@ pub(crate) fn all() -> Vec<Case> {
 
 /// Leaders killed while mail flows: `crate::failover`.
 pub(crate) const FAILOVER: &str = "failover";
+/// Nodes added and removed while mail flows: `crate::growth`.
+pub(crate) const GROWTH: &str = "growth";
 /// A crowd of waiting messages: `crate::waiting`.
 pub(crate) const WAITING: &str = "waiting";
 
@@ -116,6 +118,7 @@ pub(crate) const WAITING: &str = "waiting";
 pub(crate) struct Selection {
     pub(crate) cases: Vec<Case>,
     pub(crate) failover: bool,
+    pub(crate) growth: bool,
     pub(crate) waiting: bool,
 }
 
@@ -129,6 +132,7 @@ pub(crate) fn select(names: &[String]) -> Result<Selection> {
         return Ok(Selection {
             cases: known,
             failover: true,
+            growth: true,
             waiting: true,
         });
     }
@@ -137,6 +141,7 @@ pub(crate) fn select(names: &[String]) -> Result<Selection> {
         match (name.as_str(), known.iter().find(|case| case.name == name)) {
             (_, Some(case)) => out.cases.push(case.clone()),
             (FAILOVER, None) => out.failover = true,
+            (GROWTH, None) => out.growth = true,
             (WAITING, None) => out.waiting = true,
             _ => bail!("no case is called {name:?}; --list names them"),
         }

@@ -11,8 +11,10 @@
 
 mod cases;
 mod failover;
+mod growth;
 mod load;
 mod measure;
+mod profile;
 mod report;
 mod run;
 mod sink;
@@ -42,6 +44,9 @@ struct Args {
     /// Messages that wait in the case `waiting`.
     #[arg(long, default_value_t = 1_000_000)]
     waiting: usize,
+    /// Run every case once more under perf: a flame graph of each process beside the report.
+    #[arg(long)]
+    profile: bool,
     /// JSON report.
     #[arg(long, default_value = "target/bench/report.json")]
     report: PathBuf,
@@ -65,6 +70,10 @@ fn main() -> Result<()> {
         println!(
             "{:<24} leaders killed with -9 while mail flows: the longest gap in acceptance",
             cases::FAILOVER
+        );
+        println!(
+            "{:<24} 3 → 5 → 3 control-plane nodes while mail flows",
+            cases::GROWTH
         );
         println!(
             "{:<24} {} messages to 1,000 deferring destinations, then base again, then a restart",
@@ -99,6 +108,12 @@ fn main() -> Result<()> {
             }
             _ => None,
         };
+        if args.profile {
+            let folder = args.report.with_file_name(case.name);
+            for graph in run::profiled(&case, &folder)? {
+                eprintln!("   profile: {}", graph.display());
+            }
+        }
         report.add(&case, ours, theirs);
         // A later case may fail: what was measured is kept.
         report.write(&args.report)?;
@@ -107,6 +122,11 @@ fn main() -> Result<()> {
         eprintln!("== {}", cases::FAILOVER);
         let kills = if args.smoke { 1 } else { 5 };
         report.failover = Some(failover::run(kills).context("case failover")?);
+        report.write(&args.report)?;
+    }
+    if selected.growth {
+        eprintln!("== {}", cases::GROWTH);
+        report.growth = Some(growth::run(args.smoke).context("case growth")?);
         report.write(&args.report)?;
     }
     if selected.waiting {

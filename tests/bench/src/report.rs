@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::cases::Case;
 use crate::failover;
+use crate::growth;
 use crate::measure::{Syncs, Usage};
 use crate::times::Times;
 use crate::waiting;
@@ -163,6 +164,8 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) failover: Option<failover::Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) growth: Option<growth::Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) waiting: Option<waiting::Figures>,
 }
 
@@ -173,6 +176,7 @@ impl Report {
             cores: std::thread::available_parallelism().map_or(0, Into::into),
             rows: Vec::new(),
             failover: None,
+            growth: None,
             waiting: None,
         }
     }
@@ -257,6 +261,13 @@ impl fmt::Display for Report {
                 failover.gaps_ms.len(),
                 failover.longest_ms(),
                 failover.gaps_ms
+            )?;
+        }
+        if let Some(g) = &self.growth {
+            writeln!(
+                f,
+                "3 → 5 → 3 nodes in {:.0} s: {:.0} accepted/s meanwhile, {} of {} delivered, {} lost, {} duplicates",
+                g.seconds, g.accepted_per_second, g.delivered, g.accepted, g.lost, g.duplicates
             )?;
         }
         if let Some(w) = &self.waiting {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::cases::Case;
 use crate::load;
 use crate::measure::{self, Syncs, Usage};
+use crate::profile::Profile;
 use crate::report::Figures;
 use crate::sink::Sink;
 use crate::times::Times;
@@ -156,15 +158,24 @@ impl Bed {
         Ok(())
     }
 
+    /// Of every process, by name.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub(crate) fn pids(&self) -> Result<BTreeMap<String, u32>> {
+        let names = self.cluster.layout.names();
+        let pids = names
+            .into_iter()
+            .map(|name| Ok((name.clone(), self.cluster.pid(&name)?)));
+        pids.collect()
+    }
+
     /// Runs a case's load, from the first connection to the last delivery.
     ///
     /// # Errors
     /// When mail is lost or nothing moves.
     pub(crate) fn measure(&self, case: &Case) -> Result<Figures> {
-        let mut pids = BTreeMap::new();
-        for name in self.cluster.layout.names() {
-            pids.insert(name.clone(), self.cluster.pid(&name)?);
-        }
+        let pids = self.pids()?;
         let metrics = self.cluster.layout.control_planes.iter();
         let meter = SealaneMeter {
             pids,
@@ -189,6 +200,17 @@ pub(crate) fn sealane(case: &Case) -> Result<Figures> {
     let figures = bed.measure(case)?;
     bed.cluster.pass()?;
     Ok(figures)
+}
+
+/// The same once more with a profiler beside it, which costs: its figures are of no use.
+///
+/// # Errors
+/// When there is no profiler, or mail is lost.
+pub(crate) fn profiled(case: &Case, folder: &Path) -> Result<Vec<PathBuf>> {
+    let bed = Bed::start(case.nodes, case.shards, case.hold)?;
+    let profile = Profile::start(folder, &bed.pids()?)?;
+    bed.measure(case)?;
+    profile.finish()
 }
 
 /// Postfix, alone on the machine: TLS required both ways, its own durable queue, connections reused.

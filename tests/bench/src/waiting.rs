@@ -3,7 +3,8 @@
 //! 1. The base load on the empty queue.
 //! 2. The crowd: to 1,000 destinations that defer everything, one of them a black hole; nine of ten
 //!    messages from one sender.
-//! 3. The base load again, from another sender to another destination.
+//! 3. Once the compactions that this left behind are done, the base load again, from another sender to another
+//!    destination: measured is that the crowd is there, not that it came.
 //! 4. All control-plane nodes killed with -9 and started: how long until the first 250.
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 
 use crate::cases::Case;
 use crate::load::{self, Connection};
+use crate::measure;
 use crate::report;
 use crate::run::{Bed, runtime};
 use crate::sink::WAITING;
@@ -35,6 +37,9 @@ const SIZE: usize = 1024;
 const SENDERS: [&str; 2] = ["small", "bulk"];
 /// Without progress for this long the run has failed.
 const STUCK: Duration = Duration::from_secs(120);
+/// How often it is looked whether the nodes are at rest, and octets that all of them together write meanwhile then.
+const LOOK: Duration = Duration::from_secs(5);
+const IDLE: u64 = 2 << 20;
 const RESTART: Duration = Duration::from_secs(300);
 
 /// What the crowd cost.
@@ -76,6 +81,7 @@ pub(crate) fn run(count: usize, probe: usize) -> Result<Figures> {
     let filled = began.elapsed();
     eprintln!("   {count} accepted in {:.0} s", filled.as_secs_f64());
     bed.main.block_on(attempted(&bed, count))?;
+    bed.main.block_on(rest(&bed))?;
     let crowded = bed.measure(&case)?;
     eprintln!("   crowded: {}", crowded.line());
     let mut memory = BTreeMap::new();
@@ -214,6 +220,28 @@ async fn attempted(bed: &Bed, count: usize) -> Result<()> {
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// Waits until no node writes more than an idle one does.
+async fn rest(bed: &Bed) -> Result<()> {
+    let written = || -> Result<u64> {
+        let pids = bed.pids()?;
+        pids.values()
+            .map(|pid| Ok(measure::usage(*pid)?.written))
+            .sum()
+    };
+    let began = Instant::now();
+    let mut before = written()?;
+    while began.elapsed() < STUCK {
+        tokio::time::sleep(LOOK).await;
+        let now = written()?;
+        if now - before < IDLE {
+            break;
+        }
+        before = now;
+    }
+    eprintln!("   at rest after {:.0} s", began.elapsed().as_secs_f64());
+    Ok(())
 }
 
 async fn waiting(bed: &Bed) -> Result<u64> {

@@ -15,6 +15,8 @@ pub(crate) enum Answer {
     Accepted,
     /// 451 or 452 or 5yz: it must never be delivered.
     Refused,
+    /// The same, after the relay had waited for an outcome and withdrew it.
+    Withdrawn,
     /// The connection was closed without a word.
     Silence,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Counts {
     pub(crate) accepted: u64,
     /// Answered with a refusal.
     pub(crate) refused: u64,
+    /// Answered with a refusal, after it had been proposed.
+    pub(crate) withdrawn: u64,
     /// Not answered.
     pub(crate) silent: u64,
     /// Recipients delivered at least once.
@@ -84,8 +88,16 @@ pub(crate) struct Ledger {
     counts: Counts,
 }
 
-fn hex(id: &Id) -> String {
+/// An id, to print.
+pub(crate) fn hex(id: &Id) -> String {
     id.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl Answer {
+    /// The client will bring the message again, or tell its author.
+    fn refuses(self) -> bool {
+        matches!(self, Self::Refused | Self::Withdrawn)
+    }
 }
 
 impl Ledger {
@@ -106,6 +118,7 @@ impl Ledger {
             offered: self.offers.len() as u64,
             accepted: self.answered(Answer::Accepted),
             refused: self.answered(Answer::Refused),
+            withdrawn: self.answered(Answer::Withdrawn),
             silent: self.answered(Answer::Silence) + self.answered(Answer::None),
             delivered: recipients().filter(|r| r.delivered > 0).count() as u64,
             duplicates: recipients()
@@ -147,7 +160,7 @@ impl Ledger {
             return;
         };
         o.answer = answer;
-        if answer == Answer::Refused && o.recipients.iter().any(|r| r.delivered > 0) {
+        if answer.refuses() && o.recipients.iter().any(|r| r.delivered > 0) {
             self.broken(format!(
                 "I3: {} was refused after it was delivered",
                 hex(&id)
@@ -218,7 +231,7 @@ impl Ledger {
         let Some(o) = self.offers.get_mut(&id) else {
             return;
         };
-        let refused = o.answer == Answer::Refused;
+        let refused = o.answer.refuses();
         let index = usize::try_from(recipient).unwrap_or(usize::MAX);
         match o.recipients.get_mut(index).filter(|r| r.mailbox == mailbox) {
             Some(r) => {

@@ -56,12 +56,15 @@ struct Arguments {
     /// Syncs are acknowledged and not done: the runs must fail.
     #[arg(long)]
     lies: bool,
-    /// Clocks may be wrong by an hour: shows what docs/consistency.md says of it.
+    /// Clocks are wrong by an hour and by years in every seed, not in two of five.
     #[arg(long)]
     wild_clocks: bool,
     /// Each seed once only: does not notice what makes a run unrepeatable.
     #[arg(long)]
     once: bool,
+    /// Begins no other seed after one that is red.
+    #[arg(long)]
+    first_red: bool,
     /// Simulations at once.
     #[arg(long, default_value_t = 2)]
     jobs: usize,

@@ -11,7 +11,19 @@ use std::{
 /// Where chance comes from: see `c/chance.c`.
 const CHANCE: &str = "SEALANE_SIM_CHANCE";
 
-fn simulate(arguments: &Arguments, seed: u64, print: bool) -> anyhow::Result<Report> {
+/// One seed to run.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    seed: u64,
+    /// Whatever it would be by itself.
+    wild_clocks: bool,
+}
+
+/// After the number of a seed in the file of regressions.
+const WILD: &str = "wild-clocks";
+
+fn simulate(arguments: &Arguments, job: Job, print: bool) -> anyhow::Result<Report> {
+    let seed = job.seed;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["--one", &seed.to_string()])
@@ -19,7 +31,7 @@ fn simulate(arguments: &Arguments, seed: u64, print: bool) -> anyhow::Result<Rep
         .stdout(Stdio::piped());
     for (yes, flag) in [
         (arguments.lies, "--lies"),
-        (arguments.wild_clocks, "--wild-clocks"),
+        (job.wild_clocks, "--wild-clocks"),
     ] {
         if yes {
             command.arg(flag);
@@ -36,8 +48,9 @@ fn simulate(arguments: &Arguments, seed: u64, print: bool) -> anyhow::Result<Rep
 }
 
 /// A seed, twice.
-fn twice(arguments: &Arguments, seed: u64) -> Report {
-    let run = || match simulate(arguments, seed, false) {
+fn twice(arguments: &Arguments, job: Job) -> Report {
+    let seed = job.seed;
+    let run = || match simulate(arguments, job, false) {
         Ok(report) => report,
         Err(e) => Report {
             seed,
@@ -62,7 +75,7 @@ fn twice(arguments: &Arguments, seed: u64) -> Report {
     first
 }
 
-fn regressions(arguments: &Arguments) -> anyhow::Result<Vec<u64>> {
+fn regressions(arguments: &Arguments) -> anyhow::Result<Vec<Job>> {
     let Some(path) = &arguments.regressions else {
         return Ok(Vec::new());
     };
@@ -73,8 +86,17 @@ fn regressions(arguments: &Arguments) -> anyhow::Result<Vec<u64>> {
         .filter(|l| !l.is_empty());
     seeds
         .map(|l| {
-            l.parse()
-                .with_context(|| format!("{}: {l:?}", path.display()))
+            let (number, wild) = match l.strip_suffix(WILD) {
+                Some(number) => (number.trim(), true),
+                None => (l, false),
+            };
+            let seed = number
+                .parse()
+                .with_context(|| format!("{}: {l:?}", path.display()))?;
+            Ok(Job {
+                seed,
+                wild_clocks: wild || arguments.wild_clocks,
+            })
         })
         .collect()
 }
@@ -82,7 +104,11 @@ fn regressions(arguments: &Arguments) -> anyhow::Result<Vec<u64>> {
 /// True if all is as it must be.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     if let Some(seed) = arguments.seed {
-        let report = simulate(arguments, seed, true)?;
+        let job = Job {
+            seed,
+            wild_clocks: arguments.wild_clocks,
+        };
+        let report = simulate(arguments, job, true)?;
         print(&report, 1);
         return Ok(report.violations.is_empty());
     }
@@ -90,8 +116,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         0 => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() * 1000,
         n => n,
     };
-    let mut seeds: VecDeque<u64> = regressions(arguments)?.into();
-    seeds.extend(first..first + arguments.seeds);
+    let mut seeds: VecDeque<Job> = regressions(arguments)?.into();
+    seeds.extend((first..first + arguments.seeds).map(|seed| Job {
+        seed,
+        wild_clocks: arguments.wild_clocks,
+    }));
     let count = seeds.len();
     println!(
         "{count} seeds, each {}; new ones begin at {first}",
@@ -107,10 +136,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .pop_front();
-                    let Some(seed) = next else { return };
-                    let report = twice(arguments, seed);
+                    let Some(job) = next else { return };
+                    let report = twice(arguments, job);
+                    if arguments.first_red && !report.violations.is_empty() {
+                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    }
                     for what in &report.violations {
-                        println!("seed {seed}: {what}");
+                        println!("seed {}: {what}", job.seed);
                     }
                     done.lock()
                         .unwrap_or_else(PoisonError::into_inner)

@@ -29,9 +29,11 @@ pub(crate) enum Kind {
     Clock,
     /// A bit of a record flips; later the operator gives the node an empty volume.
     Flip,
+    /// No node hears another for longer than a proposal is waited for. See [`Plan::split`].
+    Split,
 }
 
-/// All of them.
+/// Those that may come at any time.
 pub(crate) const KINDS: [Kind; 12] = [
     Kind::PowerLoss,
     Kind::Blackout,
@@ -107,13 +109,20 @@ pub(crate) struct Plan {
     pub(crate) lies: bool,
     /// Clocks are wrong by up to so many milliseconds.
     pub(crate) skew_ms: i64,
+    /// One of so many clients has so little patience that its relay withdraws what is on its way; 0: none.
+    pub(crate) hasty_every: u32,
+    /// Of the other clients.
+    pub(crate) patience: Duration,
 }
 
-/// Leases are taken back two seconds after their end, so clocks may be this wrong. What happens beyond
-/// is in docs/consistency.md.
+/// Clocks that are synchronised, more or less.
 const SKEW_MS: i64 = 900;
-/// With `--wild-clocks`.
+/// Longer than the control plane waits for a commit (25 s).
+const SPLIT: Duration = Duration::from_secs(27);
+/// In two of five seeds, and with `--wild-clocks`: by an hour, and now and then one of them by years.
 pub(crate) const WILD_MS: i64 = 3_600_000;
+/// So wrong is one clock at a time at most: with two of three nobody could say what time it is.
+pub(crate) const YEARS_MS: i64 = 10 * 365 * 24 * WILD_MS;
 
 impl Plan {
     /// The plan of a seed.
@@ -153,7 +162,7 @@ impl Plan {
                 r.random_range(300..3500)
             });
         }
-        Self {
+        let mut plan = Self {
             seed,
             nodes,
             replicas,
@@ -174,6 +183,33 @@ impl Plan {
             storm,
             lies: false,
             skew_ms: SKEW_MS,
+            patience: Duration::from_secs(12),
+            // Last: the choices above stay what they were for seeds that are known.
+            hasty_every: *[0, 0, 4, 8].choose(&mut r).unwrap_or(&0),
+        };
+        if r.random_bool(0.125) {
+            plan.split();
         }
+        if r.random_bool(0.4) {
+            plan.skew_ms = WILD_MS;
+        }
+        plan
+    }
+
+    /// Ends the storm with a split, and lets clients wait for what comes of it: leaders tell them that
+    /// they do not know, and afterwards commit what they had.
+    fn split(&mut self) {
+        let longest = Duration::from_secs(8);
+        let at = self.storm + longest;
+        self.faults.push(Fault {
+            at,
+            length: SPLIT,
+            kind: Kind::Split,
+            whom: 0,
+            other: 0,
+            variant: 0,
+        });
+        self.storm = at + SPLIT + longest;
+        self.patience = SPLIT + longest;
     }
 }

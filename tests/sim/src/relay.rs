@@ -4,6 +4,7 @@ use crate::{
     node, note,
     plan::Plan,
     sink::{Sink, Verdict},
+    witness::Witness,
     zombie,
 };
 use bytes::{Bytes, BytesMut};
@@ -11,7 +12,7 @@ use futures_util::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sealane_client::{
     Content, DeliverClient, LeasedWork, Members, Renewal, Submission, SubmitClient, SubmitError,
-    mtls, new_id,
+    mtls,
 };
 use sealane_runtime::identity::Identity;
 use sealane_types::{CHUNK_SIZE, MessageId, TraceContext};
@@ -33,8 +34,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const MARGIN: Duration = Duration::from_millis(500);
 /// Leases that each node may have given out to one relay.
 const CREDITS: u32 = 40;
-/// The client's patience.
-const DEADLINE: Duration = Duration::from_secs(12);
 
 /// Simulated time, milliseconds: the same on all hosts.
 pub(crate) fn now_ms() -> u64 {
@@ -49,6 +48,8 @@ pub(crate) struct Outside {
     pub(crate) ledger: Arc<Mutex<Ledger>>,
     /// The other mail servers.
     pub(crate) sink: Arc<Mutex<Sink>>,
+    /// What nodes ever wrote.
+    pub(crate) witness: Witness,
     /// Clients bring mail.
     pub(crate) busy: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -162,13 +163,22 @@ impl Process {
         }
     }
 
+    /// Of the next client. An enqueue is withdrawn five seconds before the end of it.
+    fn patience(&self) -> Duration {
+        let every = u64::from(self.relay.plan.hasty_every);
+        if every > 0 && self.pick(1, every) == 1 {
+            return Duration::from_millis(self.pick(5001, 5300));
+        }
+        self.relay.plan.patience
+    }
+
     /// One message, as an SMTP client sees it.
     async fn transaction(&self) {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.patience();
         let Some(shard) = self.submit.choose_shard() else {
             return;
         };
-        let id = new_id(shard);
+        let id = self.submit.new_id(shard);
         let raw = *id.as_bytes();
         let serial = self.serial.get();
         self.serial.set(serial + 1);
@@ -237,15 +247,24 @@ impl Process {
         let outcome = self.submit.submit(submission, deadline).await;
         if let Some(again) = again.filter(|_| outcome.is_ok()) {
             // As if the first answer had been lost: it must change nothing.
-            let repeated = self.submit.submit(again, deadline + DEADLINE).await;
+            let repeated = self
+                .submit
+                .submit(again, deadline + self.relay.plan.patience)
+                .await;
             if let Err(e @ (SubmitError::Transient(_) | SubmitError::Rejected(_))) = repeated {
                 let what = format!("I1: {id} was accepted, and asked again it is not: {e}");
                 self.outside().ledger().violate(what);
             }
         }
         let (answer, why) = match &outcome {
-            Ok(_) => (Answer::Accepted, String::new()),
+            Ok(_) => {
+                if let Err(what) = self.outside().witness.acknowledged(raw) {
+                    self.outside().ledger().violate(what);
+                }
+                (Answer::Accepted, String::new())
+            }
             Err(SubmitError::Unknown) => (Answer::Silence, String::new()),
+            Err(e @ SubmitError::Transient(_)) => (Answer::Withdrawn, e.to_string()),
             Err(e) => (Answer::Refused, e.to_string()),
         };
         self.outside().ledger().answer(raw, answer, &why);
@@ -363,6 +382,7 @@ impl Process {
         let reference = v1::LeaseRef {
             id: work.lease.id.clone(),
             epoch,
+            until_ms: 0,
         };
         let until = |w: &LeasedWork| w.received + Duration::from_millis(w.lease.lease_ms);
         let body = timeout_at(until(&work), self.body(id, epoch)).await;

@@ -59,6 +59,7 @@ impl Report {
         self.count("offered", c.offered);
         self.count("acknowledged", c.accepted);
         self.count("refused", c.refused);
+        self.count("withdrawn and refused", c.withdrawn);
         self.count("unanswered", c.silent);
         self.count("recipients delivered", c.delivered);
         self.count("duplicates", c.duplicates);

@@ -124,6 +124,7 @@ impl Simulation<'_> {
         let outside = Outside {
             ledger: Arc::new(Mutex::new(Ledger::default())),
             sink: Arc::default(),
+            witness: witness.clone(),
             busy: Arc::new(AtomicBool::new(false)),
         };
         let (zombie, _) = pki.issue(Role::Relay, "zombie")?;

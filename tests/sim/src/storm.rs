@@ -3,7 +3,7 @@ use crate::{
     clocks,
     disk::Death,
     node, note,
-    plan::{Fault, Kind, Plan},
+    plan::{Fault, Kind, Plan, WILD_MS, YEARS_MS},
     relay,
     run::Simulation,
 };
@@ -118,6 +118,16 @@ impl Storm {
                 s.outside.ledger().died((n, life));
                 self.wound(fault, down);
             }
+            Kind::Split => {
+                for a in 0..self.plan.nodes {
+                    for b in a + 1..self.plan.nodes {
+                        let (a, b) = (node::name(a), node::name(b));
+                        s.sim.partition(a.as_str(), b.as_str());
+                        s.report.count("links cut", 1);
+                        self.wound(fault, Wound::Cut(a, b));
+                    }
+                }
+            }
             Kind::Partition | Kind::Hold => {
                 let (a, b) = self.pair(fault);
                 let oneway = fault.variant.is_multiple_of(3);
@@ -183,7 +193,15 @@ impl Storm {
             Kind::Clock => {
                 let host = self.any_host(fault.whom);
                 let most = self.plan.skew_ms;
-                let ms = i64::from(fault.variant) % (2 * most + 1) - most;
+                let mut ms = i64::from(fault.variant) % (2 * most + 1) - most;
+                let others = self
+                    .wounds
+                    .iter()
+                    .any(|(_, w)| matches!(w, Wound::Clock(_)));
+                if most == WILD_MS && !others && fault.variant.is_multiple_of(3) {
+                    ms = if ms < 0 { -YEARS_MS } else { YEARS_MS };
+                    s.report.count("clocks set wrong by years", 1);
+                }
                 clocks::skew(&host, ms);
                 s.report.count("clocks set wrong", 1);
                 self.wound(fault, Wound::Clock(host));

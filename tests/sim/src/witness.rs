@@ -2,16 +2,18 @@
 //! on a majority, by the disks' own account.
 use crate::{
     disk::{Change, Disk, Image, get},
+    ledger::{Id, hex},
     note,
 };
 use bytes::Bytes;
 use prost::Message;
+use sealane_state::Table;
 use sealane_store::{
     Applied, LogPosition, VoteRecord,
     inspect::{self, Record},
 };
 use sealane_types::GroupId;
-use sealane_wire::v1;
+use sealane_wire::v1::{self, dedupe_record::Fate};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -33,6 +35,10 @@ struct Inner {
     commits: u64,
     elections: BTreeSet<(GroupId, u64, u64)>,
     installs: u64,
+    /// Messages that some node applied.
+    stored: BTreeSet<Id>,
+    /// Messages that some node gave up for ever.
+    void: BTreeSet<Id>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +144,9 @@ impl Witness {
             let Change::Put(family, key, value) = change else {
                 continue;
             };
+            if *family == inspect::ROWS {
+                self.applied_row(key, value);
+            }
             if *family != inspect::METAS {
                 continue;
             }
@@ -153,6 +162,40 @@ impl Witness {
                 _ => {}
             }
         }
+    }
+
+    /// Messages that came into being, or never will.
+    fn applied_row(&self, key: &[u8], value: &[u8]) {
+        let Ok((_, Record::Row(table, id, value))) = inspect::record(inspect::ROWS, key, value)
+        else {
+            return;
+        };
+        let Ok(id) = Id::try_from(id.as_ref()) else {
+            return;
+        };
+        if table == Table::Message as u8 {
+            self.lock().stored.insert(id);
+        } else if table == Table::Dedupe as u8
+            && v1::DedupeRecord::decode(value).is_ok_and(|d| d.fate() == Fate::Aborted)
+        {
+            self.lock().void.insert(id);
+        }
+    }
+
+    /// A client was told 250: that something applied it is known at once. Whether that was durable, see
+    /// [`Self::applied`].
+    pub(crate) fn acknowledged(&self, id: Id) -> Result<(), String> {
+        let w = self.lock();
+        if w.void.contains(&id) {
+            return Err(format!("I1: {} was acknowledged and is void", hex(&id)));
+        }
+        if !w.stored.contains(&id) {
+            return Err(format!(
+                "I1: {} was acknowledged before any node applied it",
+                hex(&id)
+            ));
+        }
+        Ok(())
     }
 
     fn durable(&self, group: GroupId, index: u64) -> Vec<Durable> {

@@ -14,7 +14,10 @@ pub(crate) async fn tell(identity: Identity, address: String, report: v1::Report
         Frame::Hello(v1::DeliverHello { relay }),
         Frame::Report(report),
     ] {
-        let request = v1::DeliverRequest { frame: Some(frame) };
+        let request = v1::DeliverRequest {
+            frame: Some(frame),
+            ..v1::DeliverRequest::default()
+        };
         frames.send(request).await.ok()?;
     }
     let requests = futures_util::stream::unfold(queued, |mut queued| async move {

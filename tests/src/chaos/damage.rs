@@ -35,7 +35,7 @@ pub enum Damage {
     Vote,
     Blob,
     Manifest,
-    /// Both slots of the high-water mark.
+    /// All of the high-water mark.
     HighWater,
     /// A sync fails once, in a running node.
     FailedSync,
@@ -52,8 +52,6 @@ enum Demand {
     Refuse,
     /// At the latest when somebody reads what is damaged.
     RefuseWhenRead,
-    /// Only what watches is damaged: the node goes on.
-    GoOn,
     /// Refuse if the record was a promise; go on without it if not.
     Either,
 }
@@ -76,7 +74,6 @@ impl Damage {
     fn demand(self) -> Demand {
         match self {
             Self::Table | Self::Blob => Demand::RefuseWhenRead,
-            Self::HighWater => Demand::GoOn,
             Self::WalTail | Self::WalTailAfterKill => Demand::Either,
             _ => Demand::Refuse,
         }
@@ -212,10 +209,6 @@ async fn one(
     let what = harm(cluster, victim, damage, scratch.path())?;
     let from = cluster.log_length(victim);
     cluster.start(victim)?;
-    if damage.demand() == Demand::GoOn {
-        cluster.ready(victim, LONG).await?;
-        return Ok(format!("{what}; it goes on"));
-    }
     let said = match damage.demand() {
         Demand::Either => match cluster.ended(victim, from, Duration::from_secs(8)).await {
             Ok(said) => said,
@@ -298,9 +291,14 @@ fn harm(cluster: &Cluster, victim: &str, damage: Damage, copy: &Path) -> Result<
             return Ok("one sync failed, and the node ended".to_owned());
         }
         Damage::HighWater => {
-            cluster.disk(victim)?.tell("flip high-water 20 3")?;
-            cluster.disk(victim)?.tell("flip high-water 32788 3")?;
-            return Ok("high-water at 20 and 32788".to_owned());
+            let length = fs::metadata(cluster.layout.data(victim).join("high-water"))?.len();
+            let slots = [20, 32_788, 65_556].into_iter().filter(|at| *at < length);
+            for at in slots {
+                cluster
+                    .disk(victim)?
+                    .tell(&format!("flip high-water {at} 3"))?;
+            }
+            return Ok("high-water, all slots".to_owned());
         }
         Damage::OldImage => {
             cluster.put_volume(victim, copy)?;

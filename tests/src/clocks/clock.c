@@ -1,4 +1,5 @@
-/* The time of day of a process, wrong by what a file says; put into the process with LD_PRELOAD.
+/* The time of day of a process, wrong by what a file says; put into the process with LD_PRELOAD. How often the process was
+ * told a wrong time stands in the file too.
  *
  * libfaketime cannot be used: it looks symbols up before the process has memory to give, and the allocator that the product
  * is linked with waits for itself then. This looks nothing up. Monotonic time stays, and so do waits of the C library
@@ -14,26 +15,34 @@
 #include <time.h>
 #include <unistd.h>
 
-static const volatile int64_t *seconds;
+static struct {
+    volatile int64_t seconds;
+    volatile uint64_t told;
+} *shared;
 
 __attribute__((constructor)) static void begin(void)
 {
     const char *path = getenv("TEST_CLOCK");
-    int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    int file = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (file < 0)
         return;
-    void *mapped = mmap(NULL, sizeof *seconds, PROT_READ, MAP_SHARED, file, 0);
+    void *mapped = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (mapped != MAP_FAILED)
-        seconds = mapped;
+        shared = mapped;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
     int failed = (int)syscall(SYS_clock_gettime, clock, now);
-    if (!failed && seconds && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
-        now->tv_sec += *seconds;
-    return failed;
+    if (failed || !shared || (clock != CLOCK_REALTIME && clock != CLOCK_REALTIME_COARSE))
+        return failed;
+    int64_t wrong = shared->seconds;
+    if (wrong) {
+        now->tv_sec += wrong;
+        __atomic_fetch_add(&shared->told, 1, __ATOMIC_RELAXED);
+    }
+    return 0;
 }
 
 int gettimeofday(struct timeval *restrict now, void *restrict zone)

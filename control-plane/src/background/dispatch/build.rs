@@ -16,7 +16,7 @@ impl Dispatch {
             let (mut after, mut count) = (None, 0);
             loop {
                 let page = queries::list(&reader, after, PAGE, None)?;
-                if !dispatch.index().page(id, build, &page) {
+                if !dispatch.at(|at| dispatch.index().page(id, build, &page, at)) {
                     return Ok(None);
                 }
                 count += page.len();

@@ -1,7 +1,11 @@
 //! One lease batch on its way through the log to a relay.
-use super::{Dispatch, index::Batch};
-use crate::raft::{Group, now_ms};
+use super::{
+    Dispatch,
+    index::{Batch, Moment},
+};
+use crate::raft::Group;
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M20, mutant};
 use sealane_scheduler::WorkItem;
 use sealane_state::queries::{self, StoredMessage};
 use sealane_types::MessageId;
@@ -38,7 +42,11 @@ impl Grant {
     }
 
     /// Due recipients of the items.
-    fn offers(&self, now: u64) -> Vec<Offer> {
+    fn offers(&self) -> Vec<Offer> {
+        self.dispatch.at(|at| self.offers_at(at))
+    }
+
+    fn offers_at(&self, at: &Moment<'_>) -> Vec<Offer> {
         let reader = self.group.store().reader();
         let mut out = Vec::with_capacity(self.batch.items.len());
         for item in &self.batch.items {
@@ -58,9 +66,9 @@ impl Grant {
                 .zip(0u32..)
                 .filter(|((g, r), _)| {
                     let domain = g.mailbox.rsplit_once('@').map_or("", |(_, d)| d);
-                    r.state() == State::Waiting
-                        && r.due_ms <= now
+                    (r.state() == State::Waiting || (r.state() == State::Leased && mutant(M20)))
                         && domain.eq_ignore_ascii_case(&item.destination)
+                        && at.may_go(domain, r)
                 })
                 .map(|(_, n)| n)
                 .collect();
@@ -77,11 +85,9 @@ impl Grant {
 
     /// The messages whose leases reached the relay.
     async fn propose(self) -> Vec<MessageId> {
-        let lease = self.dispatch.0.lease;
-        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-        let now = now_ms();
-        let until_ms = now.saturating_add(lease_ms);
-        let offers = self.offers(now);
+        let lease_ms = self.dispatch.lease_ms();
+        let until_ms = self.dispatch.now().wall_ms.saturating_add(lease_ms);
+        let offers = self.offers();
         if offers.is_empty() {
             return Vec::new();
         }
@@ -96,8 +102,7 @@ impl Grant {
                 })
                 .collect(),
         });
-        // The relay counts from receipt, which is later than this: its deadline must not be.
-        let started = tokio::time::Instant::now();
+        let started = self.dispatch.steady_ms();
         let leased = match self.group.propose(op, Bytes::new()).await {
             Ok(c) => match c.reply.result {
                 Some(Answer::Leased(l)) => l,
@@ -111,7 +116,6 @@ impl Grant {
                 return Vec::new();
             }
         };
-        let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let granted: Vec<(Offer, Vec<u32>)> = offers
             .into_iter()
             .filter_map(|o| {
@@ -123,11 +127,25 @@ impl Grant {
             .collect();
         let items: Vec<WorkItem> = granted.iter().map(|(o, _)| o.item.clone()).collect();
         // Only what was offered whole is known whole; the rest is read again.
-        self.dispatch
-            .index()
-            .granted(self.group.id(), &items, leased.epoch, until_ms);
+        self.dispatch.index().granted(
+            self.group.id(),
+            &items,
+            (leased.epoch, until_ms),
+            started.saturating_add(lease_ms),
+        );
         self.dispatch.0.metrics.leased(granted.len() as u64);
-        let left = lease_ms.saturating_sub(spent);
+        // The relay counts from when the lease was proposed, or before, by its own clock. One that does not
+        // say what its clock shows counts from receipt, as if the way had taken no time.
+        let (since_ms, length) = match self.batch.shows {
+            Some((sent, received)) => {
+                let since = sent.saturating_add(started.saturating_sub(received));
+                (since, lease_ms)
+            }
+            None => {
+                let spent = self.dispatch.steady_ms().saturating_sub(started);
+                (0, lease_ms.saturating_sub(spent))
+            }
+        };
         let mut reached = Vec::with_capacity(granted.len());
         let mut unsent = Vec::new();
         for (offer, recipients) in granted {
@@ -137,7 +155,7 @@ impl Grant {
                     offer,
                     recipients,
                     leased.epoch,
-                    left,
+                    (since_ms, length),
                 ))),
             };
             match self.batch.events.send(Ok(event)).await {
@@ -145,6 +163,7 @@ impl Grant {
                 Err(_) => unsent.push(v1::LeaseRef {
                     id: Bytes::copy_from_slice(id.as_bytes()),
                     epoch: leased.epoch,
+                    until_ms: 0,
                 }),
             }
         }
@@ -160,7 +179,12 @@ impl Grant {
     }
 }
 
-fn event(offer: Offer, recipients: Vec<u32>, epoch: u64, lease_ms: u64) -> v1::Lease {
+fn event(
+    offer: Offer,
+    recipients: Vec<u32>,
+    epoch: u64,
+    (since_ms, lease_ms): (u64, u64),
+) -> v1::Lease {
     let m = offer.message;
     let envelope = m.record.envelope.unwrap_or_default();
     let recipients = recipients
@@ -188,5 +212,6 @@ fn event(offer: Offer, recipients: Vec<u32>, epoch: u64, lease_ms: u64) -> v1::L
         size: m.record.size,
         trace: m.record.trace,
         accepted_at_ms: m.record.enqueued_at_ms,
+        since_ms,
     }
 }

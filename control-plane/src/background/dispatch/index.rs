@@ -1,11 +1,21 @@
 //! What the dispatcher knows: the scheduler, the shards that are in it, the relays.
+//!
+//! All its times are those of the steady clock. What is stored is of the wall clocks of leaders, and is
+//! turned into them where a message is read ([`Moment`]): how long it still has to wait, how long its lease
+//! may still be held. A wall clock that is set afterwards moves nothing.
 use super::Events;
 use crate::raft::EffectBatch;
-use sealane_scheduler::{ExpiredLease, Limits, NewItem, Scheduler, WorkItem};
+use bytes::Bytes;
+use sealane_mutants::{Mutant::M20, mutant};
+use sealane_runtime::clock::Now;
+use sealane_scheduler::{Limits, NewItem, Scheduler, WorkItem};
 use sealane_state::{Effect, queries::StoredMessage};
 use sealane_types::{GroupId, MessageId, ShardId};
-use sealane_wire::v1::recipient_record::State;
+use sealane_wire::v1::{self, recipient_record::State};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// What a relay's clock showed is gone by for this long, milliseconds.
+const SHOWS_MS: u64 = 120_000;
 
 /// A connected relay, for `sealane node list`.
 #[derive(Debug, Clone)]
@@ -19,6 +29,58 @@ pub(super) struct Relay {
     pub(super) session: u64,
     pub(super) events: Events,
     pub(super) since_ms: u64,
+    /// What its own clock showed when it sent the last frame, and when that was received.
+    pub(super) shows: Option<(u64, u64)>,
+}
+
+/// When something was read, and what its times mean then.
+pub(super) struct Moment<'a> {
+    pub(super) now: Now,
+    /// Of a whole lease. It is the same on all nodes.
+    pub(super) lease_ms: u64,
+    /// The longest that a recipient at a destination has to wait after attempt number so-and-so.
+    pub(super) longest: &'a dyn Fn(&str, u32) -> u64,
+}
+
+impl Moment<'_> {
+    /// How long this recipient still has to wait: at most its pause, however far ahead a wrong clock put it.
+    fn left(&self, destination: &str, r: &v1::RecipientRecord) -> u64 {
+        let left = r.due_ms.saturating_sub(self.now.wall_ms);
+        left.min((self.longest)(destination, r.attempts))
+    }
+
+    /// Whether it may be attempted with one of its destination that is due: it is due too, or its time
+    /// cannot be.
+    pub(super) fn may_go(&self, destination: &str, r: &v1::RecipientRecord) -> bool {
+        let left = r.due_ms.saturating_sub(self.now.wall_ms);
+        left == 0 || left > (self.longest)(destination, r.attempts)
+    }
+}
+
+/// A lease, and when it is over. What is stored of it (`until_ms`) only tells whether it was prolonged.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    epoch: u64,
+    until_ms: u64,
+    end: u64,
+}
+
+/// A lease that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Over {
+    pub(super) id: MessageId,
+    pub(super) epoch: u64,
+    pub(super) until_ms: u64,
+}
+
+impl Over {
+    pub(super) fn reference(&self) -> v1::LeaseRef {
+        v1::LeaseRef {
+            id: Bytes::copy_from_slice(self.id.as_bytes()),
+            epoch: self.epoch,
+            until_ms: self.until_ms,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +92,8 @@ struct Shard {
     pending: HashSet<MessageId>,
     /// An enqueue with its lease is proposed, and where it goes.
     reserved: HashMap<MessageId, String>,
+    /// Leases that are held, as far as this node knows.
+    leases: HashMap<MessageId, Vec<Known>>,
     /// No message before this one; ids of slow clocks lower it.
     floor: Option<MessageId>,
 }
@@ -46,6 +110,8 @@ pub(super) struct Batch {
     pub(super) group: GroupId,
     pub(super) relay: String,
     pub(super) events: Events,
+    /// As in [`Relay`].
+    pub(super) shows: Option<(u64, u64)>,
     pub(super) items: Vec<WorkItem>,
 }
 
@@ -99,6 +165,20 @@ impl Index {
             self.scheduler.worker_gone(name);
         }
         self.relays.len()
+    }
+
+    pub(super) fn shows(&mut self, name: &str, session: u64, shows: (u64, u64)) {
+        let Some(r) = self.relays.get_mut(name).filter(|r| r.session == session) else {
+            return;
+        };
+        // The frame that took the shortest way says most; clocks drift, so not for ever.
+        let better = r.shows.is_none_or(|(sent, received)| {
+            let old = shows.1.saturating_sub(received) > SHOWS_MS;
+            old || shows.0.saturating_add(received) >= sent.saturating_add(shows.1)
+        });
+        if better {
+            r.shows = Some(shows);
+        }
     }
 
     pub(super) fn credit(&mut self, name: &str, session: Option<u64>, leases: u32) {
@@ -166,13 +246,19 @@ impl Index {
     }
 
     /// Takes a page of a build; false if it is not wanted any more.
-    pub(super) fn page(&mut self, group: GroupId, build: Build, page: &[StoredMessage]) -> bool {
+    pub(super) fn page(
+        &mut self,
+        group: GroupId,
+        build: Build,
+        page: &[StoredMessage],
+        at: &Moment<'_>,
+    ) -> bool {
         match self.shards.get(&group) {
             Some(s) if s.term == build.term && s.building.is_some() => {}
             _ => return false,
         }
         for m in page {
-            self.insert(m);
+            self.insert(m, at);
         }
         true
     }
@@ -209,8 +295,9 @@ impl Index {
 
     // ---- messages
 
-    /// Applies what the effects say by themselves; the answer is to be read again.
-    pub(super) fn effects(&mut self, batch: &EffectBatch) -> Vec<MessageId> {
+    /// Applies what the effects say by themselves; the answer is to be read again. Leases that begin with them
+    /// are over at `lease_end`.
+    pub(super) fn effects(&mut self, batch: &EffectBatch, lease_end: u64) -> Vec<MessageId> {
         let Some(shard) = self.shards.get_mut(&batch.group) else {
             return Vec::new();
         };
@@ -232,12 +319,19 @@ impl Index {
                     epoch, until_ms, ..
                 } => match shard.reserved.remove(&id) {
                     Some(destination) => {
-                        self.scheduler.leased(id, &destination, *epoch, *until_ms);
+                        let known = Known {
+                            epoch: *epoch,
+                            until_ms: *until_ms,
+                            end: lease_end,
+                        };
+                        shard.leases.insert(id, vec![known]);
+                        self.scheduler.leased(id, &destination, *epoch, lease_end);
                     }
                     None => drop(again.insert(id)),
                 },
                 Effect::Gone(_) => {
                     shard.reserved.remove(&id);
+                    shard.leases.remove(&id);
                     again.remove(&id);
                     self.scheduler.remove(id);
                 }
@@ -248,20 +342,27 @@ impl Index {
     }
 
     /// What was read of a message takes the place of what was known.
-    pub(super) fn replace(&mut self, id: MessageId, m: Option<&StoredMessage>) {
+    pub(super) fn replace(&mut self, id: MessageId, m: Option<&StoredMessage>, at: &Moment<'_>) {
         let group = id.shard().group();
         let open = |s: &Shard| !s.pending.contains(&id) && !s.reserved.contains_key(&id);
         if !self.shards.get(&group).is_some_and(open) {
             return;
         }
         self.scheduler.remove(id);
-        if let Some(m) = m {
-            self.insert(m);
+        match (m, self.shards.get_mut(&group)) {
+            (Some(m), _) => self.insert(m, at),
+            (None, Some(shard)) => drop(shard.leases.remove(&id)),
+            (None, None) => {}
         }
     }
 
     /// One item per destination that has open recipients.
-    fn insert(&mut self, m: &StoredMessage) {
+    fn insert(&mut self, m: &StoredMessage, at: &Moment<'_>) {
+        let Some(shard) = self.shards.get_mut(&m.id.shard().group()) else {
+            return;
+        };
+        let before = shard.leases.remove(&m.id).unwrap_or_default();
+        let mut leases: Vec<Known> = Vec::new();
         let envelope = m.record.envelope.as_ref();
         let mut waiting: BTreeMap<String, (u64, bool)> = BTreeMap::new();
         for (n, r) in m.recipients.iter().enumerate() {
@@ -270,20 +371,37 @@ impl Index {
             match r.state() {
                 State::Waiting | State::Held => {
                     let held = r.state() == State::Held;
+                    let due = at.now.steady_ms.saturating_add(at.left(destination, r));
                     let entry = waiting
                         .entry(destination.to_ascii_lowercase())
-                        .or_insert((r.due_ms, held));
-                    entry.0 = entry.0.min(r.due_ms);
+                        .or_insert((due, held));
+                    entry.0 = entry.0.min(due);
                     entry.1 &= held;
                 }
-                State::Leased => self.scheduler.leased(
-                    m.id,
-                    &destination.to_ascii_lowercase(),
-                    r.epoch,
-                    r.lease_until_ms,
-                ),
+                State::Leased if mutant(M20) => {
+                    let key = destination.to_ascii_lowercase();
+                    waiting.entry(key).or_insert((at.now.steady_ms, false));
+                }
+                State::Leased => {
+                    let same = |k: &&Known| k.epoch == r.epoch && k.until_ms == r.lease_until_ms;
+                    let known = before.iter().find(same).copied().unwrap_or(Known {
+                        epoch: r.epoch,
+                        until_ms: r.lease_until_ms,
+                        // Found, or prolonged: whoever holds it counts from before this.
+                        end: at.now.steady_ms.saturating_add(at.lease_ms),
+                    });
+                    let destination = destination.to_ascii_lowercase();
+                    self.scheduler
+                        .leased(m.id, &destination, known.epoch, known.end);
+                    if !leases.iter().any(|k| k.epoch == known.epoch) {
+                        leases.push(known);
+                    }
+                }
                 _ => {}
             }
+        }
+        if !leases.is_empty() {
+            shard.leases.insert(m.id, leases);
         }
         let first = m.recipients.iter().all(|r| r.attempts == 0);
         let relay = m.record.entry.as_ref().map_or("", |e| e.relay.as_str());
@@ -295,7 +413,7 @@ impl Index {
                 // It keeps the body for the first attempt.
                 prefer: if first { relay } else { "" },
                 due_ms,
-                expires_ms: m.record.expires_at_ms,
+                expires_ms: at.now.steady_at(m.record.expires_at_ms),
                 held,
             });
         }
@@ -362,6 +480,7 @@ impl Index {
                         group,
                         relay: a.worker.clone(),
                         events: relay.events.clone(),
+                        shows: relay.shows,
                         items,
                     });
                 }
@@ -370,20 +489,26 @@ impl Index {
         out
     }
 
-    /// The leases took effect: nothing needs to be read again for these.
+    /// The leases took effect, and are over at `end`: nothing needs to be read again for these.
     pub(super) fn granted(
         &mut self,
         group: GroupId,
         items: &[WorkItem],
-        epoch: u64,
-        until_ms: u64,
+        (epoch, until_ms): (u64, u64),
+        end: u64,
     ) {
         for item in items {
             if let Some(shard) = self.shards.get_mut(&group) {
                 shard.pending.remove(&item.id);
+                let known = Known {
+                    epoch,
+                    until_ms,
+                    end,
+                };
+                shard.leases.entry(item.id).or_default().push(known);
             }
             self.scheduler
-                .leased(item.id, &item.destination, epoch, until_ms);
+                .leased(item.id, &item.destination, epoch, end);
         }
     }
 
@@ -401,13 +526,22 @@ impl Index {
         now_ms: u64,
         grace_ms: u64,
         max: usize,
-    ) -> (BTreeMap<GroupId, Vec<ExpiredLease>>, Vec<MessageId>) {
-        let mut leases: BTreeMap<GroupId, Vec<ExpiredLease>> = BTreeMap::new();
+    ) -> (BTreeMap<GroupId, Vec<Over>>, Vec<MessageId>) {
+        let mut leases: BTreeMap<GroupId, Vec<Over>> = BTreeMap::new();
         for l in self
             .scheduler
             .expired_leases(now_ms.saturating_sub(grace_ms), max)
         {
-            leases.entry(l.id.shard().group()).or_default().push(l);
+            let group = l.id.shard().group();
+            let known = self.shards.get(&group).and_then(|s| s.leases.get(&l.id));
+            let known = known.and_then(|all| all.iter().find(|k| k.epoch == l.epoch));
+            if let Some(k) = known {
+                leases.entry(group).or_default().push(Over {
+                    id: l.id,
+                    epoch: l.epoch,
+                    until_ms: k.until_ms,
+                });
+            }
         }
         let messages = self.scheduler.expired_messages(now_ms, max);
         for id in &messages {
@@ -459,12 +593,155 @@ mod tests {
             epoch: 1,
             until_ms: 9000,
         };
-        index.effects(&EffectBatch {
+        let batch = EffectBatch {
             group,
             applied: 1,
             effects: vec![leased],
-        });
+        };
+        index.effects(&batch, 9_000);
         // The relay did not get the answer and asks again.
         assert!(!index.reserve(id, "example.org", "relay", 1, &limits));
+    }
+
+    const HOUR: u64 = 3_600_000;
+
+    fn id() -> MessageId {
+        MessageId::from_slice(&[1; 16]).expect("16 octets of shard 1")
+    }
+
+    fn built() -> Index {
+        let mut index = Index::default();
+        let build = index.follow(GroupId(1), Some(1)).expect("a new shard");
+        index.built(GroupId(1), build);
+        index
+    }
+
+    /// Leases last 5 s, the pause after an attempt is a minute.
+    fn at(wall_ms: u64, steady_ms: u64) -> Moment<'static> {
+        Moment {
+            now: Now { wall_ms, steady_ms },
+            lease_ms: 5_000,
+            longest: &|_, attempts| u64::from(attempts > 0) * 60_000,
+        }
+    }
+
+    fn stored(recipient: v1::RecipientRecord) -> StoredMessage {
+        StoredMessage {
+            id: id(),
+            record: v1::MessageRecord {
+                envelope: Some(v1::Envelope {
+                    recipients: vec![v1::Recipient {
+                        mailbox: "a@example.org".into(),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                }),
+                expires_at_ms: 1_000 * HOUR,
+                ..Default::default()
+            },
+            recipients: vec![recipient],
+        }
+    }
+
+    fn leased(until_ms: u64) -> StoredMessage {
+        stored(v1::RecipientRecord {
+            state: State::Leased.into(),
+            attempts: 1,
+            epoch: 7,
+            lease_until_ms: until_ms,
+            ..Default::default()
+        })
+    }
+
+    fn over(index: &mut Index, steady_ms: u64) -> Vec<Over> {
+        let (leases, _) = index.expired(steady_ms, 0, 10);
+        leases.into_values().flatten().collect()
+    }
+
+    #[test]
+    fn a_lease_that_is_found_lasts_its_whole_time_from_then_whatever_the_wall_clock_says() {
+        for wall in [0, 10 * HOUR, 90_000 * HOUR] {
+            let mut index = built();
+            index.replace(id(), Some(&leased(10 * HOUR)), &at(wall, 1_000));
+            assert_eq!(over(&mut index, 6_000), []);
+            let found = over(&mut index, 6_001);
+            assert_eq!(found.len(), 1, "by a clock that shows {wall}");
+            assert_eq!(found[0].until_ms, 10 * HOUR);
+        }
+    }
+
+    #[test]
+    fn reading_a_lease_again_does_not_prolong_it_and_a_renewal_does() {
+        let mut index = built();
+        index.replace(id(), Some(&leased(50)), &at(10, 1_000));
+        index.replace(id(), Some(&leased(50)), &at(10 * HOUR, 5_000));
+        assert_eq!(over(&mut index, 6_001).len(), 1);
+        // Its leader's clock was set back: the new end is hardly later.
+        index.replace(id(), Some(&leased(51)), &at(0, 5_500));
+        assert_eq!(over(&mut index, 10_500), []);
+        assert_eq!(over(&mut index, 10_501)[0].until_ms, 51);
+    }
+
+    fn leases_at(index: &mut Index, steady_ms: u64) -> usize {
+        let (session, (events, _)) = (1, tokio::sync::mpsc::channel(1));
+        let relay = Relay {
+            session,
+            events,
+            since_ms: 0,
+            shows: None,
+        };
+        index.joined("relay", relay);
+        index.credit("relay", Some(session), 8);
+        let limits = |_: &str| Limit {
+            leases: 8,
+            first: 8,
+            rated: false,
+        };
+        index.assign(steady_ms, 10, &limits).len()
+    }
+
+    #[test]
+    fn nothing_waits_longer_than_its_pause_however_far_ahead_a_wrong_clock_put_it() {
+        let waiting = |attempts, due_ms| {
+            stored(v1::RecipientRecord {
+                state: State::Waiting.into(),
+                attempts,
+                due_ms,
+                ..Default::default()
+            })
+        };
+        for (attempts, due, steady) in [
+            // Due in time, in a second, in ten years; never attempted.
+            (1, HOUR, 1_000),
+            (1, HOUR + 1_000, 2_000),
+            (1, 90_000 * HOUR, 61_000),
+            (0, 90_000 * HOUR, 1_000),
+        ] {
+            let m = waiting(attempts, due);
+            let mut index = built();
+            index.replace(id(), Some(&m), &at(HOUR, 1_000));
+            assert_eq!(leases_at(&mut index, steady - 1), 0, "{due} too early");
+            assert_eq!(leases_at(&mut index, steady), 1, "{due} too late");
+            // And who leases it sees the same.
+            let then = at(HOUR + steady - 1_000, steady);
+            assert!(then.may_go("example.org", &m.recipients[0]), "{due}");
+        }
+        let early = waiting(1, HOUR + 30_000);
+        assert!(!at(HOUR, 0).may_go("example.org", &early.recipients[0]));
+    }
+
+    #[test]
+    fn a_relays_clock_is_known_from_the_frame_that_took_the_shortest_way() {
+        let mut index = built();
+        leases_at(&mut index, 0);
+        let mut shows = |sent, received| {
+            index.shows("relay", 1, (sent, received));
+            index.relays["relay"].shows
+        };
+        assert_eq!(shows(100, 1_000), Some((100, 1_000)));
+        assert_eq!(shows(600, 9_000), Some((100, 1_000)));
+        assert_eq!(shows(8_200, 9_050), Some((8_200, 9_050)));
+        let later = 9_050 + SHOWS_MS + 1;
+        assert_eq!(shows(9_000, later), Some((9_000, later)));
     }
 }

@@ -4,8 +4,8 @@
 //! nothing but what is stored. What it finds is a fault of ours or a clock that jumped; it is counted,
 //! logged and mended, so that no message outlives its time and none stands still unnoticed.
 use super::{Dispatch, Expire};
-use crate::raft::now_ms;
 use bytes::Bytes;
+use sealane_runtime::clock::Now;
 use sealane_state::queries::{self, StoredMessage};
 use sealane_types::{GroupId, MessageId};
 use sealane_wire::v1::{self, command::Op, recipient_record::State};
@@ -29,7 +29,7 @@ enum Finding {
     /// Its time is up, and somebody still waits.
     Expired,
     /// A lease ended and was not taken back.
-    LeaseOver { epoch: u64 },
+    LeaseOver(Seen),
     /// Somebody waits, and the index does not know.
     Unindexed,
 }
@@ -38,27 +38,75 @@ impl Finding {
     fn kind(&self) -> &'static str {
         match self {
             Finding::Expired => "expired",
-            Finding::LeaseOver { .. } => "lease_over",
+            Finding::LeaseOver(_) => "lease_over",
             Finding::Unindexed => "unindexed",
         }
+    }
+}
+
+/// A lease as it was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    epoch: u64,
+    until_ms: u64,
+}
+
+/// What leases there were, and since when each is as it is, by the steady clock: it says how long a lease is
+/// held, and a wall clock may not. Who is not seen for a whole round is forgotten.
+#[derive(Debug, Default)]
+struct Leases {
+    this_round: BTreeMap<MessageId, Vec<(Seen, u64)>>,
+    last_round: BTreeMap<MessageId, Vec<(Seen, u64)>>,
+}
+
+impl Leases {
+    fn round_is_over(&mut self) {
+        self.last_round = std::mem::take(&mut self.this_round);
+    }
+
+    /// One that is as it was for longer than a lease lasts.
+    fn over(&mut self, m: &StoredMessage, steady_ms: u64, lease_ms: u64) -> Option<Seen> {
+        let mut now: Vec<(Seen, u64)> = Vec::new();
+        for r in m.recipients.iter().filter(|r| r.state() == State::Leased) {
+            let seen = Seen {
+                epoch: r.epoch,
+                until_ms: r.lease_until_ms,
+            };
+            if now.iter().any(|(s, _)| *s == seen) {
+                continue;
+            }
+            let rounds = [&self.this_round, &self.last_round];
+            let before = rounds.into_iter().filter_map(|round| round.get(&m.id));
+            let since = before
+                .flatten()
+                .filter(|(s, _)| *s == seen)
+                .map(|(_, since)| *since)
+                .min();
+            now.push((seen, since.unwrap_or(steady_ms)));
+        }
+        let longest = lease_ms.saturating_add(LATE_MS);
+        let over = now
+            .iter()
+            .find(|(_, since)| since.saturating_add(longest) < steady_ms)
+            .map(|(seen, _)| *seen);
+        if now.is_empty() {
+            self.this_round.remove(&m.id);
+        } else {
+            self.this_round.insert(m.id, now);
+        }
+        over
     }
 }
 
 fn examine(m: &StoredMessage, indexed: bool, now_ms: u64) -> Option<Finding> {
     let late = |at: u64| at.saturating_add(LATE_MS) < now_ms;
     let waits = |r: &v1::RecipientRecord| matches!(r.state(), State::Waiting | State::Held);
-    let over = m
-        .recipients
-        .iter()
-        .find(|r| r.state() == State::Leased && late(r.lease_until_ms));
-    if let Some(r) = over {
-        return Some(Finding::LeaseOver { epoch: r.epoch });
-    }
+    let leased = m.recipients.iter().any(|r| r.state() == State::Leased);
     let waiting = m.recipients.iter().any(waits);
     if waiting && late(m.record.expires_at_ms) {
         return Some(Finding::Expired);
     }
-    (waiting && !indexed).then_some(Finding::Unindexed)
+    ((waiting || leased) && !indexed).then_some(Finding::Unindexed)
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +114,7 @@ struct Walk {
     after: Option<MessageId>,
     /// Not in the index at the last look: it may just have been on its way.
     suspects: BTreeSet<MessageId>,
+    leases: Leases,
 }
 
 impl Dispatch {
@@ -110,17 +159,23 @@ impl Dispatch {
         for id in &suspects {
             again.extend(queries::message(&reader, *id)?);
         }
-        let now = now_ms();
+        let Now { wall_ms, steady_ms } = self.now();
+        let lease_ms = self.lease_ms();
         let mut found = Vec::new();
         for m in page.iter().chain(&again) {
             let indexed = self.index().knows(m.id);
-            match examine(m, indexed, now) {
+            let over = walk.leases.over(m, steady_ms, lease_ms);
+            let over = over.map(Finding::LeaseOver);
+            match over.or_else(|| examine(m, indexed, wall_ms)) {
                 Some(Finding::Unindexed) if !suspects.contains(&m.id) => {
                     walk.suspects.insert(m.id);
                 }
                 Some(finding) => found.push((m.id, finding)),
                 None => {}
             }
+        }
+        if walk.after.is_none() {
+            walk.leases.round_is_over();
         }
         Ok(found)
     }
@@ -138,13 +193,14 @@ impl Dispatch {
             match finding {
                 Finding::Unindexed => {}
                 Finding::Expired => drop(expire.expire(id).await),
-                Finding::LeaseOver { epoch } => {
+                Finding::LeaseOver(Seen { epoch, until_ms }) => {
                     let Some(g) = self.0.groups.group(group) else {
                         continue;
                     };
                     let lease = v1::LeaseRef {
                         id: Bytes::copy_from_slice(id.as_bytes()),
                         epoch,
+                        until_ms,
                     };
                     let op = Op::Release(v1::ReleaseOp {
                         leases: vec![lease],
@@ -192,13 +248,7 @@ mod tests {
             (State::Waiting, 0, before, None),
             (State::Waiting, 0, before + 1, Some(Finding::Expired)),
             (State::Held, 0, before + 1, Some(Finding::Expired)),
-            (State::Leased, 2_000_000, before + 1, None),
-            (
-                State::Leased,
-                2_000_000,
-                2_000_001 + LATE_MS,
-                Some(Finding::LeaseOver { epoch: 7 }),
-            ),
+            (State::Leased, 0, before + 1, None),
             (State::Delivered, 0, before + 1, None),
         ] {
             assert_eq!(examine(&message(state, until), true, now), expected);
@@ -206,9 +256,37 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_is_over_when_it_was_the_same_for_longer_than_it_lasts_whatever_the_wall_clock_says()
+    {
+        let lease_ms = 5_000;
+        let mut leases = Leases::default();
+        let m = message(State::Leased, 1);
+        assert_eq!(leases.over(&m, 100, lease_ms), None);
+        leases.round_is_over();
+        let last = 100 + lease_ms + LATE_MS;
+        assert_eq!(leases.over(&m, last, lease_ms), None);
+        leases.round_is_over();
+        let seen = Seen {
+            epoch: 7,
+            until_ms: 1,
+        };
+        assert_eq!(leases.over(&m, last + 1, lease_ms), Some(seen));
+        // Prolonged: another lease.
+        let m = message(State::Leased, 2);
+        assert_eq!(leases.over(&m, last + 2, lease_ms), None);
+        // Forgotten, once it was not seen for a round.
+        leases.round_is_over();
+        leases.round_is_over();
+        assert_eq!(leases.over(&m, 9 * last, lease_ms), None);
+    }
+
+    #[test]
     fn a_waiting_message_that_the_index_does_not_know_is_found() {
         let m = message(State::Waiting, 0);
         assert_eq!(examine(&m, false, 5), Some(Finding::Unindexed));
-        assert_eq!(examine(&message(State::Leased, 10), false, 5), None);
+        let leased = message(State::Leased, 10);
+        assert_eq!(examine(&leased, false, 5), Some(Finding::Unindexed));
+        assert_eq!(examine(&leased, true, 5), None);
+        assert_eq!(examine(&message(State::Delivered, 0), false, 5), None);
     }
 }

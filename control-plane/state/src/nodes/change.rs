@@ -65,7 +65,7 @@ pub(crate) fn change<T: WriteTables>(
 }
 
 /// A group that would have no quorum of nodes that are listened to if `node` were lost too.
-fn outvoted(
+pub(super) fn outvoted(
     r: &Registry,
     reports: &BTreeMap<GroupId, v1::GroupReport>,
     node: &v1::NodeRecord,

@@ -18,7 +18,11 @@ fn enqueued(a: Answer) -> v1::Enqueued {
 }
 
 fn release(n: u8, epoch: u64, expired: bool) -> Op {
-    let leases = vec![v1::LeaseRef { id: raw(n), epoch }];
+    let leases = vec![v1::LeaseRef {
+        id: raw(n),
+        epoch,
+        until_ms: 0,
+    }];
     Op::Release(v1::ReleaseOp { leases, expired })
 }
 
@@ -178,6 +182,7 @@ fn a_lease_is_not_renewed_beyond_the_time_of_its_message() {
             leases: vec![v1::LeaseRef {
                 id: raw(1),
                 epoch: e.lease_epoch,
+                until_ms: 0,
             }],
         })
     };
@@ -208,4 +213,33 @@ fn outcomes_of_many_messages_are_one_entry() {
     let accepted: Vec<_> = c.accepted.iter().map(|l| (l.id.clone(), l.epoch)).collect();
     assert_eq!(accepted, [(raw(1), epochs[0]), (raw(3), epochs[2])]);
     assert!(log.message(1).is_none() && log.message(2).is_some() && log.message(3).is_none());
+}
+
+#[test]
+fn a_lease_that_was_prolonged_is_not_taken_back_for_its_old_end() {
+    let mut log = Log::default();
+    let e = enqueued(log.commit(leased(1, 1), 5));
+    let before = first(&log, 1).lease_until_ms;
+    let reference = |until_ms| v1::LeaseRef {
+        id: raw(1),
+        epoch: e.lease_epoch,
+        until_ms,
+    };
+    // By a leader whose clock is an hour behind: it is another end all the same.
+    let renew = Op::Renew(v1::RenewOp {
+        holder: "r".into(),
+        until_ms: 1,
+        leases: vec![reference(0)],
+    });
+    assert!(matches!(log.commit(renew, 0), Answer::Counted(c) if c.effective == 1));
+    let take_back = |until_ms| {
+        Op::Release(v1::ReleaseOp {
+            leases: vec![reference(until_ms)],
+            expired: true,
+        })
+    };
+    assert!(matches!(log.commit(take_back(before), 0), Answer::Counted(c) if c.effective == 0));
+    assert_eq!(first(&log, 1).state(), State::Leased);
+    let now = first(&log, 1).lease_until_ms;
+    assert!(matches!(log.commit(take_back(now), 0), Answer::Counted(c) if c.effective == 1));
 }

@@ -385,3 +385,28 @@ fn records_from_before_there_were_states_get_one() {
     assert_eq!(states, [Active, Removed, Active, Spare, Active, Spare]);
     assert_eq!(log.placed_on(), BTreeSet::from([1, 15, 40]));
 }
+
+#[test]
+fn a_second_volume_that_is_lost_before_the_first_is_replaced_everywhere_does_not_join() {
+    let (mut log, _) = three();
+    log.all_report();
+    log.join("b", 12);
+    // Not everywhere yet.
+    let (nodes, placed) = (queries::nodes(&log.tables).unwrap(), log.placed());
+    let refused = |log: &mut Log| match log.joins("c", 13) {
+        Answer::Refused(r) => r.reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(&mut log).contains("no majority left"));
+    assert_eq!(
+        queries::nodes(&log.tables).unwrap(),
+        nodes,
+        "nothing changed"
+    );
+    assert_eq!(log.placed(), placed);
+    // The first one once more: it counts once.
+    log.join("b", 22);
+    assert!(refused(&mut log).contains("no majority left"));
+    log.all_report();
+    log.join("c", 13);
+}

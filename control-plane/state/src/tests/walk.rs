@@ -244,8 +244,7 @@ impl Model {
                 for (n, rs) in items {
                     for r in rs {
                         if let Some((is, attempts, _)) = self.recipient(*n, *r)
-                            && let Is::Waiting { due } = *is
-                            && due <= now
+                            && matches!(is, Is::Waiting { .. })
                         {
                             *is = Is::Leased {
                                 epoch: index,
@@ -280,7 +279,7 @@ impl Model {
                     if let Some(until) = until {
                         if m.expires > now {
                             any = true;
-                            let until = end.max(until);
+                            let until = until.max(end + 1);
                             m.recipients[r].0 = Is::Leased { epoch, until };
                         }
                         continue;
@@ -387,6 +386,7 @@ fn op(s: &Do, model: &Model, dsn_id: &mut u8) -> (Op, usize) {
         vec![v1::LeaseRef {
             id: raw(n),
             epoch: epoch(n, stale),
+            until_ms: 0,
         }]
     };
     let mut report = |wanted: bool| {

@@ -21,6 +21,8 @@ use tonic::transport::Channel;
 const SILENCE: Duration = Duration::from_secs(3);
 /// How often the table is looked through.
 const TICK: Duration = Duration::from_millis(250);
+/// Nodes hear at least this often what our clock shows: they count with it when a lease began.
+const BEAT: Duration = Duration::from_secs(60);
 /// Credits that are worth a frame of their own.
 const BUNCH: u32 = 16;
 /// A report is still worth sending for this long after its lease ran out: the leader may not have
@@ -39,15 +41,26 @@ pub(super) struct Link {
     pub(super) client: QueueClient<Channel>,
     /// Earned and not sent yet.
     pub(super) credit: u32,
+    /// When a frame was sent last.
+    pub(super) said: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tables {
+    /// What [`v1::DeliverRequest::sent_ms`] counts from.
+    zero: Instant,
     links: BTreeMap<NodeId, Link>,
     generations: u64,
     held: HashMap<Key, Held>,
-    renewals: HashMap<Key, oneshot::Sender<u64>>,
+    renewals: HashMap<Key, Renewing>,
     paused: bool,
+}
+
+/// A renewal that waits for its answer.
+#[derive(Debug)]
+struct Renewing {
+    asked: Instant,
+    answer: oneshot::Sender<u64>,
 }
 
 /// A lease that is not settled.
@@ -82,7 +95,14 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(submit: SubmitClient) -> Self {
         Self {
-            tables: Mutex::default(),
+            tables: Mutex::new(Tables {
+                zero: Instant::now(),
+                links: BTreeMap::new(),
+                generations: 0,
+                held: HashMap::new(),
+                renewals: HashMap::new(),
+                paused: false,
+            }),
             submit,
             settled: Notify::new(),
         }
@@ -131,38 +151,46 @@ impl Desk {
         t.send_credit(node);
     }
 
-    /// False for a lease that we hold already.
+    /// When it began; `None` for a lease that we hold already.
     pub(super) fn leased(
         &self,
         lease: &v1::Lease,
         from: NodeId,
         generation: u64,
         received: Instant,
-    ) -> bool {
+    ) -> Option<Instant> {
         let Ok(id) = message_id("lease.id", &lease.id) else {
             tracing::error!(node = %from, "lease without message id ignored");
-            return false;
+            return None;
         };
+        let mut t = self.lock();
+        let since = t
+            .when(lease.since_ms)
+            .map_or(received, |at| at.min(received));
         let held = Held {
             from,
             generation,
-            until: received + Duration::from_millis(lease.lease_ms),
+            until: since + Duration::from_millis(lease.lease_ms),
             destination: lease.destination.clone(),
             trace: lease.trace.clone().filter(|t| !t.traceparent.is_empty()),
             open: lease.recipients.iter().map(|r| r.recipient).collect(),
             queued: Vec::new(),
             sent: None,
         };
-        let mut t = self.lock();
         if t.held.contains_key(&(id, lease.epoch)) {
-            return false;
+            return None;
         }
         t.held.insert((id, lease.epoch), held);
-        true
+        Some(since)
     }
 
     /// The same for a lease that came over no stream: the credit it took is that of the stream to `node`.
-    pub(super) fn granted(&self, lease: &v1::Lease, node: NodeId, since: Instant) -> bool {
+    pub(super) fn granted(
+        &self,
+        lease: &v1::Lease,
+        node: NodeId,
+        since: Instant,
+    ) -> Option<Instant> {
         let generation = self.lock().links.get(&node).map_or(0, |l| l.generation);
         self.leased(lease, node, generation, since)
     }
@@ -260,11 +288,13 @@ impl Desk {
     pub(super) fn renew(&self, id: MessageId, epoch: u64) -> Option<oneshot::Receiver<u64>> {
         let mut t = self.lock();
         let node = t.way((id, epoch), &self.submit)?.node;
-        let (tx, rx) = oneshot::channel();
-        t.renewals.insert((id, epoch), tx);
+        let (answer, rx) = oneshot::channel();
+        let asked = Instant::now();
+        t.renewals.insert((id, epoch), Renewing { asked, answer });
         let lease = v1::LeaseRef {
             id: Bytes::copy_from_slice(id.as_bytes()),
             epoch,
+            until_ms: 0,
         };
         t.send(
             node,
@@ -284,13 +314,20 @@ impl Desk {
             return;
         };
         let mut t = self.lock();
+        // From when the question was sent that this is the answer to: it may be an earlier one.
+        let since = t.when(ack.since_ms);
+        let length = Duration::from_millis(ack.lease_ms);
         if let Some(h) = t.held.get_mut(&(id, ack.epoch)) {
-            h.until = h
-                .until
-                .max(Instant::now() + Duration::from_millis(ack.lease_ms));
+            h.until = h.until.max(since.unwrap_or_else(Instant::now) + length);
         }
-        if let Some(tx) = t.renewals.remove(&(id, ack.epoch)) {
-            let _ = tx.send(ack.lease_ms);
+        if let Some(r) = t.renewals.remove(&(id, ack.epoch)) {
+            let left = since.map_or(length, |at| {
+                (at + length).duration_since(r.asked).min(length)
+            });
+            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            // 0 says that it is lost, which this is not.
+            let left = if ack.lease_ms == 0 { 0 } else { left.max(1) };
+            let _ = r.answer.send(left);
         }
     }
 
@@ -344,6 +381,9 @@ impl Desk {
         let nodes: Vec<NodeId> = t.links.keys().copied().collect();
         for node in nodes {
             t.send_credit(node);
+            if t.links.get(&node).is_some_and(|l| l.said.elapsed() > BEAT) {
+                t.send(node, Frame::Renew(v1::Renew::default()));
+            }
         }
         drop(t);
         if ended {
@@ -362,12 +402,26 @@ impl Tables {
     }
 
     /// Full or gone: reports and renewals come again, the rest runs out by itself.
-    fn send(&self, node: NodeId, frame: Frame) -> bool {
-        self.links.get(&node).is_some_and(|l| {
-            l.frames
-                .try_send(v1::DeliverRequest { frame: Some(frame) })
-                .is_ok()
+    fn send(&mut self, node: NodeId, frame: Frame) -> bool {
+        let now = Instant::now();
+        let sent_ms = u64::try_from(now.duration_since(self.zero).as_millis()).unwrap_or(0) + 1;
+        let request = v1::DeliverRequest {
+            frame: Some(frame),
+            sent_ms,
+        };
+        self.links.get_mut(&node).is_some_and(|l| {
+            let sent = l.frames.try_send(request).is_ok();
+            if sent {
+                l.said = now;
+            }
+            sent
         })
+    }
+
+    /// A moment that a node names by our clock; `None` if it names none.
+    fn when(&self, ms: u64) -> Option<Instant> {
+        let since_zero = Duration::from_millis(ms.checked_sub(1)?);
+        self.zero.checked_add(since_zero)
     }
 
     /// What is on its way once more, or else what is queued.

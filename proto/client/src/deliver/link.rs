@@ -81,7 +81,10 @@ impl Supervisor {
             relay: self.relay.clone(),
         });
         frames
-            .send(v1::DeliverRequest { frame: Some(hello) })
+            .send(v1::DeliverRequest {
+                frame: Some(hello),
+                ..v1::DeliverRequest::default()
+            })
             .await?;
         let opened = client.clone();
         let opening = async {
@@ -107,6 +110,7 @@ impl Supervisor {
             frames,
             client: opened,
             credit: 0,
+            said: Instant::now(),
         }) else {
             return Ok(false);
         };
@@ -123,8 +127,9 @@ impl Supervisor {
                 Ok(Some(v1::DeliverEvent { frame: Some(frame) })) => match frame {
                     Frame::Hello(_) => {}
                     Frame::Lease(lease) => {
-                        let received = Instant::now();
-                        if self.desk.leased(&lease, node, generation, received)
+                        let arrived = Instant::now();
+                        let since = self.desk.leased(&lease, node, generation, arrived);
+                        if let Some(received) = since
                             && self
                                 .leases
                                 .send(LeasedWork { lease, received })

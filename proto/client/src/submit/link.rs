@@ -100,6 +100,14 @@ impl Runner {
         }
     }
 
+    /// What the node's clock shows, sent after `asked`.
+    fn shows(&self, hello: &v1::ServerHello, asked: u64) {
+        let clock = &self.desk.clock;
+        if hello.now_ms > 0 {
+            clock.heard(hello.node_id, hello.now_ms, (asked, clock.steady_ms()));
+        }
+    }
+
     async fn converse(&self, backoff: &mut Backoff) -> anyhow::Result<End> {
         use submit_reply::Frame;
         let mut client = QueueClient::new(self.members.dial(&self.address)?);
@@ -110,6 +118,7 @@ impl Runner {
         frames
             .send(v1::SubmitRequest { frame: Some(hello) })
             .await?;
+        let asked = self.desk.clock.steady_ms();
         let opening = async {
             let mut replies = client
                 .submit(ReceiverStream::new(queued))
@@ -126,6 +135,7 @@ impl Runner {
             anyhow::bail!("no hello");
         };
         self.members.learn(&hello);
+        self.shows(&hello, asked);
         let link = Link {
             node: NodeId(hello.node_id),
             generation: self.generations.fetch_add(1, Ordering::Relaxed),
@@ -144,7 +154,10 @@ impl Runner {
         loop {
             match replies.message().await {
                 Ok(Some(v1::SubmitReply { frame: Some(frame) })) => match frame {
-                    Frame::Hello(hello) => self.members.learn(&hello),
+                    Frame::Hello(hello) => {
+                        self.members.learn(&hello);
+                        self.shows(&hello, self.desk.clock.steady_ms());
+                    }
                     Frame::Leading(leading) => self.desk.leaders.claim(&link, &leading),
                     Frame::Outcome(outcome) => self.desk.answers.deliver(link.generation, outcome),
                 },

@@ -15,6 +15,7 @@ use crate::{
     leaders::{Link, View},
 };
 use bytes::Bytes;
+use sealane_mutants::{Mutant::M18, mutant};
 use sealane_types::{MessageId, NodeId, TraceContext};
 use sealane_wire::v1::{self, submit_outcome::Kind, submit_request::Frame};
 use std::{sync::Arc, time::Duration};
@@ -100,9 +101,10 @@ pub enum SubmitError {
     /// Nothing was or ever will be accepted under this id: 451.
     #[error("not accepted: {0}")]
     Transient(String),
-    /// The control plane's volumes are nearly full, nothing was proposed: 452.
-    #[error("control plane is out of space")]
-    StorageFull,
+    /// The volume of the shard's leader, this node, is nearly full, nothing was proposed: try a shard of
+    /// another leader with a new id, or 452.
+    #[error("node {0} is out of space")]
+    StorageFull(NodeId),
     /// The control plane does not accept this content; names the field.
     #[error("rejected: {0}")]
     Rejected(String),
@@ -203,7 +205,7 @@ impl Settlement<'_> {
                 ) => {
                     self.unsettled -= 1;
                     if self.unsettled == 0 && kind == Kind::StorageFull {
-                        return Some(Err(SubmitError::StorageFull));
+                        return Some(Err(SubmitError::StorageFull(link.node)));
                     }
                     if self.unsettled == 0 && !self.uploaded {
                         let why = if detail.is_empty() {
@@ -217,6 +219,9 @@ impl Settlement<'_> {
                     self.pause(until).await;
                 }
                 Wake::Answer(..) => self.pause(until).await,
+                Wake::Elsewhere if mutant(M18) && !self.uploaded => {
+                    return Some(Err(SubmitError::NotProposed("the stream broke".into())));
+                }
                 Wake::Elsewhere => {}
                 Wake::Deadline => break,
             }

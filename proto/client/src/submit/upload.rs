@@ -2,7 +2,7 @@
 use super::{Desk, settle::send};
 use crate::{backoff::Backoff, leaders::Link};
 use bytes::Bytes;
-use sealane_types::{CHUNK_SIZE, MessageId, TraceContext};
+use sealane_types::{CHUNK_SIZE, MessageId, NodeId, TraceContext};
 use sealane_wire::v1::{self, submit_outcome::Kind, submit_request::Frame};
 use std::sync::Arc;
 use tokio::{
@@ -22,9 +22,10 @@ pub enum UploadError {
     /// Not in time: 451.
     #[error("not stored in time: {0}")]
     Transient(String),
-    /// 452.
-    #[error("control plane is out of space")]
-    StorageFull,
+    /// The volume of the shard's leader, this node, is nearly full. A first piece may go to a shard of another
+    /// leader with a new id; else 452.
+    #[error("node {0} is out of space")]
+    StorageFull(NodeId),
     /// The control plane does not accept it; names the field.
     #[error("rejected: {0}")]
     Rejected(String),
@@ -171,7 +172,7 @@ async fn store(
             Kind::ChunkDurable | Kind::Durable => return Ok(()),
             Kind::Rejected => return Err(UploadError::Rejected(answer.detail)),
             Kind::Aborted => return Err(UploadError::Transient("aborted".into())),
-            Kind::StorageFull => return Err(UploadError::StorageFull),
+            Kind::StorageFull => return Err(UploadError::StorageFull(link.node)),
             kind @ (Kind::NotLeader | Kind::Unavailable) => {
                 let why = if answer.detail.is_empty() {
                     kind.as_str_name().to_owned()

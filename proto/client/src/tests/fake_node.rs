@@ -10,7 +10,10 @@ use sealane_wire::v1::{
 use std::{
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -50,6 +53,7 @@ struct Shared {
     submit: Mutex<Option<mpsc::Sender<Result<v1::SubmitReply, Status>>>>,
     deliver: Mutex<Option<mpsc::Sender<Result<v1::DeliverEvent, Status>>>>,
     shares: Mutex<v1::ShareReply>,
+    shown: AtomicU64,
 }
 
 fn raw(id: MessageId) -> Bytes {
@@ -73,6 +77,7 @@ impl FakeNode {
             submit: Mutex::default(),
             deliver: Mutex::default(),
             shares: Mutex::default(),
+            shown: AtomicU64::new(0),
         });
         let server = tonic::transport::Server::builder()
             .add_service(QueueServer::new(Service(shared.clone())));
@@ -147,7 +152,16 @@ impl FakeNode {
             .unwrap();
     }
 
+    /// What the client's clock showed last, by its frames.
+    pub(super) fn shown(&self) -> u64 {
+        self.shared.shown.load(Ordering::Relaxed)
+    }
+
     pub(super) fn lease(&self, id: MessageId, epoch: u64, recipients: &[u32]) {
+        self.lease_since(id, epoch, recipients, 0);
+    }
+
+    pub(super) fn lease_since(&self, id: MessageId, epoch: u64, recipients: &[u32], since_ms: u64) {
         let recipients = recipients
             .iter()
             .map(|n| v1::LeasedRecipient {
@@ -160,6 +174,7 @@ impl FakeNode {
             epoch,
             lease_ms: 60_000,
             recipients,
+            since_ms,
             ..Default::default()
         };
         self.event(deliver_event::Frame::Lease(lease));
@@ -174,10 +189,15 @@ impl FakeNode {
     }
 
     pub(super) fn renewed(&self, id: MessageId, epoch: u64, lease_ms: u64) {
+        self.renewed_since(id, epoch, lease_ms, 0);
+    }
+
+    pub(super) fn renewed_since(&self, id: MessageId, epoch: u64, lease_ms: u64, since_ms: u64) {
         self.event(deliver_event::Frame::Renewed(v1::RenewAck {
             id: raw(id),
             epoch,
             lease_ms,
+            since_ms,
         }));
     }
 }
@@ -270,9 +290,14 @@ impl Queue for Service {
                     }
                     frame = frames.message() => frame,
                 };
-                let Ok(Some(v1::DeliverRequest { frame: Some(frame) })) = frame else {
+                let Ok(Some(v1::DeliverRequest {
+                    frame: Some(frame),
+                    sent_ms,
+                })) = frame
+                else {
                     return;
                 };
+                shared.shown.fetch_max(sent_ms, Ordering::Relaxed);
                 let heard = match frame {
                     Frame::Hello(_) => continue,
                     Frame::Credit(c) => Heard::Credit(c.leases),

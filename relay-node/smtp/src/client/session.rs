@@ -3,6 +3,7 @@
 //! Before TLS it says EHLO, STARTTLS and QUIT, nothing else, whatever the peer offers or demands.
 use super::replies::ReplyReader;
 use bytes::{Bytes, BytesMut};
+use sealane_mutants::{Mutant::M9, mutant};
 use sealane_types::Reply;
 use std::collections::VecDeque;
 
@@ -93,6 +94,19 @@ pub enum Action {
     Close(Option<Failure>),
 }
 
+/// What a reply is waited for; each has its own deadline (RFC 5321 section 4.5.3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// The connection itself.
+    Greeting,
+    /// Any command but DATA.
+    Command,
+    /// DATA.
+    Data,
+    /// The content.
+    FinalDot,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Greeting,
@@ -105,6 +119,8 @@ enum State {
     Data,
     Body,
     FinalDot,
+    /// DATA was under way when nobody was left to send to, and got 354: a dot alone was sent.
+    LoneDot,
     Reset,
     Quit,
     Closed,
@@ -133,7 +149,7 @@ pub struct ClientSession {
     outcomes: Vec<Option<RecipientOutcome>>,
     /// RCPT replies heard.
     answered: usize,
-    /// MAIL was refused while RCPT was under way.
+    /// Why nobody is left to send to, while replies to what is under way are still to come.
     refused: Option<Failure>,
     quit_after: Option<Failure>,
 }
@@ -175,9 +191,14 @@ impl ClientSession {
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
-    /// Waits for the reply to the final dot: the longest deadline (RFC 5321 section 4.5.3.2.6).
-    pub fn awaits_final_reply(&self) -> bool {
-        self.state == State::FinalDot
+    /// What the next reply answers.
+    pub fn awaits(&self) -> Awaited {
+        match self.state {
+            State::Greeting => Awaited::Greeting,
+            State::Data => Awaited::Data,
+            State::FinalDot => Awaited::FinalDot,
+            _ => Awaited::Command,
+        }
     }
 
     /// Octets from the peer.
@@ -264,6 +285,8 @@ impl ClientSession {
             for r in &transaction.recipients {
                 self.command(&format!("RCPT TO:<{r}>"));
             }
+            // RFC 2920 section 3.1: the last one of a group.
+            self.command("DATA");
         }
         self.transaction = Some(transaction);
     }
@@ -365,6 +388,8 @@ impl ClientSession {
             State::Rcpt => self.rcpt_reply(r),
             State::Data => self.data_reply(r),
             State::FinalDot => self.final_reply(r),
+            // Whatever it says: there was no recipient.
+            State::LoneDot => self.abandon(),
             // A reply to a body that is still being sent: the peer gave up on it.
             State::Body => self.fail(Failure::said(r)),
             State::Reset if r.is_positive() => self.ready(),
@@ -402,7 +427,7 @@ impl ClientSession {
             }
         }
         self.capabilities = c;
-        if self.secure {
+        if self.secure || (mutant(M9) && !c.starttls) {
             self.ready();
         } else if c.starttls {
             self.command("STARTTLS");
@@ -450,24 +475,31 @@ impl ClientSession {
         if self.answered < self.outcomes.len() {
             return self.next_rcpt();
         }
-        if let Some(why) = self.refused.take() {
+        if self.refused.is_some() {
+            // The refusal of MAIL holds for all, not what RCPT heard for it.
             self.outcomes.iter_mut().for_each(|o| *o = None);
-            return self.transaction_over(&why);
+        } else if self.outcomes.iter().all(Option::is_some) {
+            let why = Failure::temporary((4, 5, 0), "no recipient accepted", false);
+            self.refused = Some(why);
         }
-        if self.outcomes.iter().any(Option::is_none) {
+        if self.capabilities.pipelining {
+            self.state = State::Data;
+        } else if self.refused.is_some() {
+            self.abandon();
+        } else {
             self.command("DATA");
             self.state = State::Data;
-        } else {
-            self.transaction_over(&Failure::temporary(
-                (4, 5, 0),
-                "no recipient accepted",
-                false,
-            ));
         }
     }
 
     fn data_reply(&mut self, r: Reply) {
         match r.code {
+            // RFC 2920 section 3.1: 354 though no recipient was valid. An empty message to nobody ends it.
+            354 if self.refused.is_some() => {
+                self.command(".");
+                self.state = State::LoneDot;
+            }
+            _ if self.refused.is_some() => self.abandon(),
             354 => {
                 self.state = State::Body;
                 self.push(Action::SendBody);
@@ -494,6 +526,13 @@ impl ClientSession {
             self.finish_with(&Failure::said(r));
         }
         self.ready();
+    }
+
+    /// Nobody is left to send to.
+    fn abandon(&mut self) {
+        if let Some(why) = self.refused.take() {
+            self.transaction_over(&why);
+        }
     }
 
     /// Reports and resets for the next transaction.

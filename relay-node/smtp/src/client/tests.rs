@@ -133,14 +133,16 @@ fn recipients_have_their_own_outcomes() {
     let mut s = ready();
     s.begin(mail(&["a@x.example", "b@x.example", "c@x.example"]));
     let (said, _) = drain(&mut s);
-    assert!(said.starts_with(
-        "MAIL FROM:<a@us.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<a@x.example>\r\n"
-    ));
+    assert_eq!(
+        said,
+        "MAIL FROM:<a@us.example> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<a@x.example>\r\n\
+         RCPT TO:<b@x.example>\r\nRCPT TO:<c@x.example>\r\nDATA\r\n"
+    );
     let (said, _) = hear(
         &mut s,
         "250 ok\r\n250 ok\r\n550 5.1.1 no\r\n451 4.2.0 later\r\n",
     );
-    assert_eq!(said, "DATA\r\n");
+    assert_eq!(said, "");
     assert_eq!(hear(&mut s, "354 go\r\n").1, [Action::SendBody]);
     s.body_sent();
     let (_, actions) = hear(&mut s, "250 2.0.0 queued\r\n");
@@ -154,12 +156,58 @@ fn a_refused_sender_fails_all_and_the_session_goes_on() {
     s.begin(mail(&["a@x.example"]));
     drain(&mut s);
     let (said, actions) = hear(&mut s, "550 5.7.1 no\r\n503 5.5.1 order\r\n");
+    assert_eq!((said.as_str(), classes(&actions)), ("", vec![]));
+    let (said, actions) = hear(&mut s, "503 5.5.1 order\r\n");
     assert_eq!(
         (said.as_str(), classes(&actions)),
         ("RSET\r\n", vec!["failed"])
     );
     hear(&mut s, "250 ok\r\n");
     assert!(s.is_ready());
+}
+
+#[test]
+fn where_nobody_was_accepted_a_354_is_answered_by_a_dot_alone() {
+    for (replies, class) in [
+        ("550 5.7.1 no\r\n503 5.5.1 order\r\n", "failed"),
+        ("250 ok\r\n451 4.2.0 later\r\n", "deferred"),
+    ] {
+        for last in ["554 5.5.1 nobody\r\n", "250 2.0.0 well\r\n"] {
+            let mut s = ready();
+            s.begin(mail(&["a@x.example"]));
+            drain(&mut s);
+            hear(&mut s, replies);
+            assert_eq!(s.awaits(), Awaited::Data);
+            assert_eq!(hear(&mut s, "354 go\r\n"), (".\r\n".into(), vec![]));
+            let (said, actions) = hear(&mut s, last);
+            assert_eq!(
+                (said.as_str(), classes(&actions)),
+                ("RSET\r\n", vec![class])
+            );
+            hear(&mut s, "250 ok\r\n");
+            assert!(s.is_ready());
+        }
+    }
+}
+
+#[test]
+fn without_pipelining_each_command_waits_for_its_reply() {
+    let mut s = session();
+    hear(&mut s, "220 hi\r\n");
+    hear(&mut s, "250-mx\r\n250 STARTTLS\r\n");
+    hear(&mut s, "220 go\r\n");
+    s.tls_established();
+    drain(&mut s);
+    hear(&mut s, "250-mx\r\n250 8BITMIME\r\n");
+    s.begin(mail(&["a@x.example", "b@x.example"]));
+    assert_eq!(
+        drain(&mut s).0,
+        "MAIL FROM:<a@us.example> BODY=8BITMIME\r\n"
+    );
+    assert_eq!(hear(&mut s, "250 ok\r\n").0, "RCPT TO:<a@x.example>\r\n");
+    assert_eq!(hear(&mut s, "550 no\r\n").0, "RCPT TO:<b@x.example>\r\n");
+    assert_eq!(hear(&mut s, "250 ok\r\n").0, "DATA\r\n");
+    assert_eq!(hear(&mut s, "354 go\r\n").1, [Action::SendBody]);
 }
 
 #[test]

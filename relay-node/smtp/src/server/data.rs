@@ -4,6 +4,7 @@
 //! swallowed up to the true end and nothing of it is ever executed (RFC 5321 sections 2.3.8, 4.1.1.4).
 use bytes::{Bytes, BytesMut};
 use memchr::memchr3;
+use sealane_mutants::{Mutant::M7, mutant};
 
 /// Where the scanner stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,8 @@ impl DataScanner {
                     if let Some(special) = input.get(i) {
                         if *special == b'\r' {
                             self.at = At::Cr;
+                        } else if *special == b'\n' && mutant(M7) {
+                            self.at = At::LineStart;
                         } else {
                             self.spoiled = true;
                         }
@@ -73,6 +76,10 @@ impl DataScanner {
                     continue;
                 }
                 At::Dot if b == b'\r' => self.at = At::DotCr,
+                At::Dot if b == b'\n' && mutant(M7) => {
+                    self.at = At::DotCr;
+                    continue;
+                }
                 // The stuffed dot is dropped; what follows is text, a second dot included.
                 At::Dot => {
                     self.at = At::Text;

@@ -5,6 +5,7 @@ use crate::{
     syntax::{self, MailParameters},
 };
 use bytes::{Buf, Bytes, BytesMut};
+use sealane_mutants::{Mutant::M8, mutant};
 use sealane_types::{DomainName, Mailbox, Reply, ReversePath, TlsFacts, sanitize};
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -601,7 +602,7 @@ impl ServerSession {
         if !argument.is_empty() {
             return self.error(501, (5, 5, 4), "STARTTLS takes no parameter");
         }
-        if !self.input.is_empty() {
+        if !self.input.is_empty() && !mutant(M8) {
             // CVE-2011-0411: whatever stands behind STARTTLS in clear is an attack or a broken client.
             self.say(554, (5, 5, 0), "Octets behind STARTTLS, closing");
             return self.close();
