@@ -394,9 +394,9 @@ mod tests {
         assert!(h.check(GroupId(1), None, at(9)).is_err());
     }
 
-    /// A disk on which every sync fails.
-    #[derive(Debug)]
-    struct Sick;
+    /// A disk on which every sync fails once it is sick.
+    #[derive(Debug, Clone, Default)]
+    struct Sick(Arc<std::sync::atomic::AtomicBool>);
 
     impl VolumeFile for Sick {
         fn read_at(&self, _: &mut [u8], _: u64) -> std::io::Result<usize> {
@@ -406,13 +406,16 @@ mod tests {
             Ok(())
         }
         fn sync(&self) -> std::io::Result<()> {
-            Err(std::io::Error::other("sick"))
+            if self.0.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(std::io::Error::other("sick"));
+            }
+            Ok(())
         }
     }
 
     impl Files for Sick {
         fn open(&self, _: &str, _: How) -> std::io::Result<Box<dyn VolumeFile>> {
-            Ok(Box::new(Self))
+            Ok(Box::new(self.clone()))
         }
         fn names(&self) -> std::io::Result<Vec<String>> {
             Ok(Vec::new())
@@ -430,13 +433,15 @@ mod tests {
 
     #[test]
     fn a_mark_that_cannot_be_synced_is_final() {
-        let hwm = HighWater::open(&Sick, Instant::now, false).unwrap();
+        let disk = Sick::default();
+        let hwm = HighWater::open(&disk, Instant::now, false).unwrap();
+        disk.0.store(true, std::sync::atomic::Ordering::SeqCst);
         let (tell, told) = std::sync::mpsc::channel();
         let tell = std::sync::Mutex::new(tell);
         let failed: OnFatal = Arc::new(move |e| {
             let _gone = tell.lock().unwrap().send(e.to_string());
         });
-        hwm.sync_regularly(&Sick, failed).unwrap();
+        hwm.sync_regularly(&disk, failed).unwrap();
         let said = told.recv_timeout(10 * EVERY).unwrap();
         assert!(said.contains("sick"), "{said}");
         assert!(told.recv_timeout(2 * EVERY).is_err(), "it was tried again");
