@@ -195,7 +195,7 @@ pub(super) const MUTANTS: [Mutant; 20] = [
     Mutant {
         name: "M16",
         breaks: "an enqueue that was withdrawn is answered as durable",
-        caught_by: &[simulation(1, 1, "was acknowledged and is void")],
+        caught_by: &[simulation(3, 1, "was acknowledged and is void")],
     },
     Mutant {
         name: "M17",
@@ -205,7 +205,7 @@ pub(super) const MUTANTS: [Mutant; 20] = [
     Mutant {
         name: "M18",
         breaks: "a lost answer is taken for \"not proposed\"",
-        caught_by: &[simulation(32, 1, "I3: ")],
+        caught_by: &[simulation(24, 1, "I3: ")],
     },
     Mutant {
         name: "M19",
