@@ -37,13 +37,7 @@ impl Traffic {
         let large = Load::new(cluster.all_targets(), 1)
             .size((100 << 10)..=(3 << 20))
             .pause(Duration::from_millis(1500));
-        Ok(Self {
-            began: Instant::now(),
-            terms: terms(cluster).await?,
-            small: load::start(small, &ledger),
-            large: load::start(large, &ledger),
-            ledger,
-        })
+        Self::of(cluster, small, large, ledger).await
     }
 
     pub(super) async fn start(cluster: &Cluster) -> Result<Self> {
@@ -53,6 +47,10 @@ impl Traffic {
         let large = Load::new(cluster.all_targets(), 2)
             .size((100 << 10)..=(4 << 20))
             .pause(Duration::from_millis(450));
+        Self::of(cluster, small, large, ledger).await
+    }
+
+    async fn of(cluster: &Cluster, small: Load, large: Load, ledger: Arc<Ledger>) -> Result<Self> {
         Ok(Self {
             began: Instant::now(),
             terms: terms(cluster).await?,
