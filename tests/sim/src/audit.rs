@@ -206,15 +206,21 @@ impl Audit {
         }
     }
 
-    /// Whether a volume holds a message with its body.
-    pub(crate) fn holds(disk: &Disk, id: &[u8; 16]) -> bool {
+    /// The messages that a volume holds with their bodies.
+    pub(crate) fn whole(disk: &Disk) -> BTreeSet<Vec<u8>> {
         let volume = disk.lock();
         let Ok(groups) = found(&volume.live) else {
-            return false;
+            return BTreeSet::new();
         };
-        groups.values().any(|(g, _)| {
-            let mut same = g.messages.iter().filter(|(m, _)| m == id);
-            same.any(|(_, record)| g.body(record).is_ok())
-        })
+        let mut whole = BTreeSet::new();
+        for (group, _) in groups.values() {
+            let messages = group.messages.iter();
+            whole.extend(
+                messages
+                    .filter(|(_, record)| group.body(record).is_ok())
+                    .map(|(id, _)| id.clone()),
+            );
+        }
+        whole
     }
 }

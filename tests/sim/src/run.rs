@@ -326,14 +326,14 @@ impl Simulation<'_> {
         let waiting = self.outside.ledger().open();
         self.report
             .count("recipients that waited at the scan", waiting.len() as u64);
+        // Each volume is looked through once, however many wait.
+        let (flipped, sound): (Vec<_>, Vec<_>) =
+            (self.hosts.iter()).partition(|h| h.disk.counts().flips > 0);
+        let volumes: Vec<_> = sound.iter().map(|h| Audit::whole(&h.disk)).collect();
+        let damaged = !flipped.is_empty();
+        let majority = usize::try_from(self.plan.replicas).unwrap_or(1) / 2 + 1;
         for (id, mailbox) in &waiting {
-            let holders = self
-                .hosts
-                .iter()
-                .filter(|h| h.disk.counts().flips == 0 && Audit::holds(&h.disk, id))
-                .count();
-            let damaged = self.hosts.iter().any(|h| h.disk.counts().flips > 0);
-            let majority = usize::try_from(self.plan.replicas).unwrap_or(1) / 2 + 1;
+            let holders = volumes.iter().filter(|v| v.contains(id.as_slice())).count();
             if holders < majority - usize::from(damaged) {
                 self.broken(format!(
                     "I1: {mailbox} was accepted and waits, but {holders} disks have it"
