@@ -24,10 +24,14 @@ const WILD: &str = "wild-clocks";
 
 fn simulate(arguments: &Arguments, job: Job, print: bool) -> anyhow::Result<Report> {
     let seed = job.seed;
+    // A simulation's names of temporary files are as repeatable as all its chance: in a folder that others use
+    // a name may be taken, and the second try would be another run.
+    let folder = tempfile::tempdir()?;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["--one", &seed.to_string()])
         .env(CHANCE, seed.to_string())
+        .env("TMPDIR", folder.path())
         .stdout(Stdio::piped());
     for (yes, flag) in [
         (arguments.lies, "--lies"),
