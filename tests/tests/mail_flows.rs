@@ -235,15 +235,16 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
     ensure!(reply.code == 250, "{reply}");
     ledger.outcome(&token, Outcome::Accepted);
 
-    // The null reverse-path gets no report.
-    let reply = client
+    // The null reverse-path gets no report: the message ends, and nothing is made in its place.
+    let mut peer = load::connect(cluster.targets(Kind::Mx)[0], "", "").await?;
+    let reply = peer
         .transaction(
             "",
-            &["nobody@remote.example".to_owned()],
+            &[format!("nobody@{SERVED}")],
             b"Subject: x\r\n\r\nx\r\n",
         )
         .await?;
-    ensure!(reply.code == 250 || reply.code >= 500, "{reply}");
+    ensure!(reply.code == 250, "{reply}");
 
     let verdict = ledger
         .settle(cluster.sink.store(), Duration::from_secs(30))
@@ -265,6 +266,11 @@ async fn refusals_of_the_next_hop_are_retried_or_reported() -> Result<()> {
     ensure!(
         verdict.dsns == 1,
         "one failed recipient of one message makes one report: {verdict}"
+    );
+    let left = cluster.admin_json(&["queue", "list"]).await?;
+    ensure!(
+        left["totalWaiting"] == 0,
+        "a report to nobody, or a message that does not end: {left}"
     );
     ensure!(verdict.duplicates == 0, "{verdict}");
     ensure!(
@@ -366,6 +372,53 @@ async fn capabilities_are_those_of_the_listener() -> Result<()> {
         "right password"
     );
     client.quit().await;
+    cluster.pass()
+}
+
+/// What expires while its next hop keeps a relay waiting is reported when the relay hears that its lease
+/// is not renewed, a third of the lease later at most, and not when the lease ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_that_expires_under_an_attempt_is_reported_before_its_lease_ends() -> Result<()> {
+    let cluster = Cluster::builder()
+        .settings(|s| s.lease = "60s".to_owned())
+        .relays(1)
+        .start()
+        .await?;
+    let sink = cluster.sink.address();
+    cluster
+        .apply_policy(&format!(
+            "kind: Destination\nname: silent.example\nroute: {{ host: {}, port: {} }}\n\
+             retry: {{ delays: [500ms], lifetime: 3s }}\n",
+            sink.ip(),
+            sink.port(),
+        ))
+        .await?;
+    cluster.sink.script().add(Rule {
+        stage: Stage::Rcpt,
+        containing: "@silent.example".to_owned(),
+        act: Act::Delay(Duration::from_secs(300)),
+        times: None,
+    });
+    let mut client =
+        load::connect(cluster.targets(Kind::Submission)[0], SUBMITTER, PASSWORD).await?;
+    let to = ["a@silent.example".to_owned()];
+    let reply = client
+        .transaction("sender@client.example", &to, b"Subject: x\r\n\r\nx\r\n")
+        .await?;
+    ensure!(reply.code == 250, "{reply}");
+    client.quit().await;
+    // A third of the lease, and some. It would be 60 s and more.
+    let report = wait::until("the report", Duration::from_secs(45), || async {
+        cluster.sink.store().list()?.pop().context("none")
+    })
+    .await?;
+    let text = String::from_utf8_lossy(&report.octets()?).into_owned();
+    ensure!(
+        report.envelope.reverse_path.is_empty() && text.contains("Status: 5.4.7"),
+        "{text}"
+    );
+    let left = cluster.admin_json(&["queue", "list"]).await?;
+    ensure!(left["totalWaiting"] == 0, "{left}");
     cluster.pass()
 }
 

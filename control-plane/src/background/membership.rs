@@ -23,6 +23,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const CAUGHT_UP: u64 = 128;
 /// A change that takes longer (a quorum is gone) is left alone: what it left behind is finished later.
 const CHANGE: Duration = Duration::from_secs(10);
+/// An heir that does not lead after this time may be down: the next one is asked.
+const HEIR: Duration = Duration::from_secs(1);
 
 /// One step towards the wanted membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +37,6 @@ enum Step {
         node: u64,
         instead_of: Option<u64>,
     },
-    /// This leader is not wanted: one that is leads from now on.
-    HandOver(u64),
     RemoveVoter(u64),
     RemoveLearner(u64),
 }
@@ -47,6 +47,8 @@ enum Task {
     Nothing,
     /// A learner is being brought up to date.
     Copying,
+    /// This leader is not wanted: one of these, which are, leads from now on.
+    HandOver(Vec<u64>),
     Take(Step),
 }
 
@@ -90,6 +92,7 @@ async fn look(groups: &Groups) -> bool {
         moving |= waits;
         busy |= match task {
             Task::Take(step) => act(&group, &registry, step).await,
+            Task::HandOver(heirs) => hand_over(&group, &heirs).await,
             _ => true,
         };
     }
@@ -109,20 +112,20 @@ fn next(me: u64, wanted: &Wanted, view: &GroupView) -> Task {
         let at = matched(n);
         at > 0 && view.last_log.saturating_sub(at) <= CAUGHT_UP
     };
-    let heir = || {
+    let heirs = || -> Vec<u64> {
         let others = wanted.voters.intersection(&view.voters);
-        others.copied().find(|n| *n != me && caught_up(n))
+        others
+            .copied()
+            .filter(|n| *n != me && caught_up(n))
+            .collect()
     };
     let missing = || wanted.voters.difference(&view.voters).copied();
     let learner = |n: &u64| view.learners.contains(n);
     if let Some(node) = missing().find(|n| learner(n) && caught_up(n)) {
         let unwanted = || view.voters.difference(&wanted.voters).copied();
         let instead_of = unwanted().find(|n| *n != me);
-        if instead_of.is_none()
-            && unwanted().next().is_some()
-            && let Some(heir) = heir()
-        {
-            return Task::Take(Step::HandOver(heir));
+        if instead_of.is_none() && unwanted().next().is_some() && !heirs().is_empty() {
+            return Task::HandOver(heirs());
         }
         return Task::Take(Step::Promote { node, instead_of });
     }
@@ -146,7 +149,10 @@ fn next(me: u64, wanted: &Wanted, view: &GroupView) -> Task {
         return Task::Take(Step::RemoveVoter(node));
     }
     if !wanted.voters.contains(&me) && missing().next().is_none() {
-        return heir().map_or(Task::Copying, |n| Task::Take(Step::HandOver(n)));
+        return match heirs() {
+            none if none.is_empty() => Task::Copying,
+            heirs => Task::HandOver(heirs),
+        };
     }
     let stays = |n: &u64| wanted.learners.contains(n) || wanted.voters.contains(n);
     match view.learners.iter().find(|n| !stays(n)) {
@@ -165,10 +171,6 @@ async fn act(group: &Group, registry: &Registry, step: Step) -> bool {
                 None => Ok(()),
             },
             Step::Promote { node, instead_of } => group.promote(*node, *instead_of).await,
-            Step::HandOver(to) => {
-                group.transfer_to(*to).await;
-                Ok(())
-            }
             Step::RemoveVoter(node) => group.remove_voter(*node).await,
             Step::RemoveLearner(node) => group.remove_learner(*node).await,
         }
@@ -187,6 +189,23 @@ async fn act(group: &Group, registry: &Registry, step: Step) -> bool {
             false
         }
     }
+}
+
+/// Whether somebody else leads now. One that died a moment ago has everything too: it is not the only one asked.
+async fn hand_over(group: &Group, heirs: &[u64]) -> bool {
+    for heir in heirs {
+        group.transfer_to(*heir).await;
+        let until = tokio::time::Instant::now() + HEIR;
+        while group.is_leader() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN / 2).await;
+        }
+        if !group.is_leader() {
+            tracing::info!(group = %group.id(), to = heir, "leadership handed over");
+            return true;
+        }
+        tracing::debug!(group = %group.id(), to = heir, "does not take over");
+    }
+    false
 }
 
 #[cfg(test)]
@@ -271,7 +290,7 @@ mod tests {
         let now = view(&[1, 2, 3], &[4], &[(2, 500), (3, 1000), (4, 1000)]);
         assert_eq!(
             next(1, &want, &now),
-            Task::Take(Step::HandOver(3)),
+            Task::HandOver(vec![3]),
             "to one that has everything"
         );
         assert_eq!(
@@ -287,7 +306,7 @@ mod tests {
         assert_eq!(next(1, &want, &view(&[1], &[2], &caught)), promote(2, None));
         assert_eq!(
             next(1, &want, &view(&[1, 2], &[], &caught)),
-            Task::Take(Step::HandOver(2))
+            Task::HandOver(vec![2])
         );
         assert_eq!(
             next(2, &want, &view(&[1, 2], &[], &[])),

@@ -154,7 +154,7 @@ impl Connection {
         if !ends.complete() {
             return malformed(lease);
         }
-        if !content.clock.holds(options.lease_margin.0) {
+        if !content.clock.commit(options.lease_margin.0) {
             return Ending::LeaseOver;
         }
         stuffer.finish(&mut out);

@@ -120,7 +120,7 @@ impl<C: ControlPlane> Courier<C> {
         async {
             let outcomes = tokio::select! {
                 outcomes = self.attempt(&lease, &clock) => outcomes,
-                never = self.keep(&lease, &clock) => match never {},
+                ended = self.keep(&lease, &clock) => Err(ended),
             };
             match outcomes {
                 Ok(recipients) => {
@@ -136,6 +136,9 @@ impl<C: ControlPlane> Courier<C> {
                     self.metrics.lease_lost();
                     Span::current().record("outcome", "lease lost");
                     tracing::warn!(message_id = %lease.key.id, epoch = lease.key.epoch, "lease lost, attempt ends before the content was sent");
+                    // What expired meanwhile is not renewed, but still counts as ours: its sender is not to
+                    // wait for the lease's end. Where it is another's by now, this epoch is refused.
+                    self.control.give_back(lease.key).await;
                 }
             }
         }
@@ -143,8 +146,8 @@ impl<C: ControlPlane> Courier<C> {
         .await;
     }
 
-    /// Renews the lease for ever; a lost one is noted in the clock, where the conversation sees it.
-    async fn keep(&self, lease: &Lease, clock: &LeaseClock) -> std::convert::Infallible {
+    /// Renews the lease for ever, or until it is lost before the final dot.
+    async fn keep(&self, lease: &Lease, clock: &LeaseClock) -> Ended {
         let pause = lease.length / 3;
         loop {
             tokio::time::sleep(pause).await;
@@ -152,7 +155,9 @@ impl<C: ControlPlane> Courier<C> {
             match tokio::time::timeout(pause, self.control.renew(lease.key)).await {
                 Ok(Renewal::Renewed(length)) => clock.renewed(asked, length),
                 Ok(Renewal::Lost) => {
-                    clock.lost();
+                    if clock.lost() {
+                        return Ended::LeaseLost;
+                    }
                     std::future::pending::<()>().await;
                 }
                 Ok(Renewal::Unknown) | Err(_) => {}

@@ -673,6 +673,47 @@ async fn a_lost_lease_stops_before_the_dot_and_reports_nothing() {
     server.seen(|s| assert!(s.contents.iter().all(|c| !c.ends_with(b"\r\n.\r\n"))));
 }
 
+/// What expires under an attempt is not renewed: its report waits for the lease, so it goes back at once.
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_is_given_back_before_the_dot_and_kept_after_it() {
+    use futures_util::StreamExt;
+    let (authority, certificate) = valid();
+    for dot_sent in [false, true] {
+        let renewals = tokio::sync::watch::Sender::new(0u64);
+        let script = Script {
+            dot_after: Some(renewals.subscribe()),
+            ..Script::good(StartTls::Good(certificate.clone()))
+        };
+        let server = FakeServer::start(script).await;
+        let mut setup = Setup {
+            renewal: Renewal::Lost,
+            ..Setup::route_to(server.address, &authority.roots)
+        };
+        if !dot_sent {
+            setup.body = std::sync::Arc::new(|| futures_util::stream::pending().boxed());
+        }
+        setup.options.lease_margin = ConfigSpan(Duration::from_millis(1));
+        let mut bench = setup.build();
+        bench.courier.control.renewals = renewals;
+        let mut message = lease(&[BOB]);
+        message.length = Duration::from_secs(1);
+        let (key, clock) = (
+            message.key,
+            LeaseClock::new(Instant::now(), message.length * 60),
+        );
+        let outcomes = bench.deliver_within(message, clock).await;
+        let given_back = bench.control.given_back.lock().unwrap().clone();
+        if dot_sent {
+            assert_eq!(outcomes.len(), 1);
+            assert_eq!(outcomes[0].kind, OutcomeKind::Delivered);
+            assert!(given_back.is_empty());
+        } else {
+            assert!(outcomes.is_empty(), "{outcomes:?}");
+            assert_eq!(given_back, [key]);
+        }
+    }
+}
+
 /// A lease of 300 ms; the content comes when the lease was renewed three times, or is over.
 #[tokio::test]
 async fn a_lease_is_renewed_every_third_and_without_renewal_the_attempt_ends() {

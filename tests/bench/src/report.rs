@@ -279,13 +279,16 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "{} messages waiting: {:.2} of the acceptance and {:.2} of the delivery rate of an empty queue, \
-                 250 after p99 {:.1} ms ({:.1} with an empty queue); {memory} MiB at most in a control-plane node; \
+                 250 after p99 {:.1} ms ({:.1} with an empty queue); medians of {} runs each, in turn; \
+                 {:.2} processors taken while idle; {memory} MiB at most in a control-plane node; \
                  all killed: first 250 after {:.1} s, all ready after {:.1} s",
                 w.waiting,
                 w.accepted_ratio,
                 w.delivered_ratio,
-                w.crowded.reply_ms.p99,
-                w.empty.reply_ms.p99,
+                waiting::median(&w.crowded, |f| f.reply_ms.p99),
+                waiting::median(&w.empty, |f| f.reply_ms.p99),
+                w.empty.len(),
+                w.idle_processors,
                 w.restart_to_first_250,
                 w.restart_to_ready
             )?;

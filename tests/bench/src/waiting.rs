@@ -1,11 +1,12 @@
 //! A crowd of messages that have to wait: what it costs those that need not.
 //!
-//! 1. The base load on the empty queue.
-//! 2. The crowd: to 1,000 destinations that defer everything, one of them a black hole; nine of ten
+//! 1. The crowd: to 1,000 destinations that defer everything, one of them a black hole; nine of ten
 //!    messages from one sender.
-//! 3. Once the compactions that this left behind are done, the base load again, from another sender to another
-//!    destination: measured is that the crowd is there, not that it came.
-//! 4. All control-plane nodes killed with -9 and started: how long until the first 250.
+//! 2. Once the compactions that this left behind are done, a second, empty cluster beside it, and the base load
+//!    on each of them in turn, from another sender to another destination: measured is that the crowd is there,
+//!    not that it came. In turn, since the machine's speed changes within minutes; what the crowd's cluster
+//!    takes of the processors while it has nothing to do is measured by itself.
+//! 3. All control-plane nodes killed with -9 and started: how long until the first 250.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -41,6 +42,10 @@ const STUCK: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_secs(5);
 const IDLE: u64 = 2 << 20;
 const RESTART: Duration = Duration::from_secs(300);
+/// How long the idle cluster's processors are watched.
+const WATCH: Duration = Duration::from_secs(10);
+/// Pairs of measurements; which cluster of a pair is first changes.
+const PAIRS: usize = 3;
 
 /// What the crowd cost.
 #[derive(Debug, Clone, Serialize)]
@@ -48,11 +53,13 @@ pub(crate) struct Figures {
     pub(crate) waiting: usize,
     /// The crowd's own acceptance, while its first attempts were made and deferred.
     pub(crate) filled_per_second: f64,
-    pub(crate) empty: report::Figures,
-    pub(crate) crowded: report::Figures,
-    /// Crowded to empty.
+    pub(crate) empty: Vec<report::Figures>,
+    pub(crate) crowded: Vec<report::Figures>,
+    /// Crowded to empty, the median of each.
     pub(crate) accepted_ratio: f64,
     pub(crate) delivered_ratio: f64,
+    /// Processors that the crowd's cluster takes with nothing to do; 1.0 is one of them.
+    pub(crate) idle_processors: f64,
     /// Resident octets with all of them waiting, by process.
     pub(crate) memory: BTreeMap<String, u64>,
     /// From the start of killed processes to the first 250, and to all nodes ready; seconds.
@@ -70,20 +77,18 @@ pub(crate) fn run(count: usize, probe: usize) -> Result<Figures> {
     let hole = TcpListener::bind(("127.0.0.1", 0))?;
     let documents = documents(bed.sink.address, hole.local_addr()?);
     bed.main.block_on(bed.cluster.apply_policy(&documents))?;
-    let case = Case {
-        messages: probe,
-        ..Case::base()
-    };
-    let empty = bed.measure(&case)?;
-    eprintln!("   empty:   {}", empty.line());
     let began = Instant::now();
     bed.main.block_on(fill(&bed, count))?;
     let filled = began.elapsed();
     eprintln!("   {count} accepted in {:.0} s", filled.as_secs_f64());
     bed.main.block_on(attempted(&bed, count))?;
     bed.main.block_on(rest(&bed))?;
-    let crowded = bed.measure(&case)?;
-    eprintln!("   crowded: {}", crowded.line());
+    let idle_processors = bed.main.block_on(idle(&bed))?;
+    let case = Case {
+        messages: probe,
+        ..Case::base()
+    };
+    let (empty, crowded) = in_turn(&bed, &case)?;
     let mut memory = BTreeMap::new();
     for name in bed.cluster.layout.names() {
         memory.insert(name.clone(), process::resident(bed.cluster.pid(&name)?)?);
@@ -98,14 +103,70 @@ pub(crate) fn run(count: usize, probe: usize) -> Result<Figures> {
     Ok(Figures {
         waiting: count,
         filled_per_second: count as f64 / filled.as_secs_f64(),
-        accepted_ratio: crowded.accepted_per_second / empty.accepted_per_second,
-        delivered_ratio: crowded.delivered_per_second / empty.delivered_per_second,
+        accepted_ratio: ratio(&crowded, &empty, |f| f.accepted_per_second),
+        delivered_ratio: ratio(&crowded, &empty, |f| f.delivered_per_second),
+        idle_processors,
         empty,
         crowded,
         memory,
         restart_to_first_250: first.as_secs_f64(),
         restart_to_ready: ready.as_secs_f64(),
     })
+}
+
+/// The base load on an empty cluster and on the crowd's: the figures of each.
+fn in_turn(crowd: &Bed, case: &Case) -> Result<(Vec<report::Figures>, Vec<report::Figures>)> {
+    let fresh = Bed::start(3, 8, false)?;
+    let (mut empty, mut crowded) = (Vec::new(), Vec::new());
+    for pair in 0..PAIRS {
+        for turn in 0..2 {
+            let on_crowd = (pair + turn) % 2 == 1;
+            let (bed, name) = if on_crowd {
+                (crowd, "crowded")
+            } else {
+                (&fresh, "empty")
+            };
+            let figures = bed.measure(case)?;
+            eprintln!("   {name}: {}", figures.line());
+            if on_crowd {
+                crowded.push(figures);
+            } else {
+                empty.push(figures);
+            }
+        }
+    }
+    fresh.cluster.pass()?;
+    Ok((empty, crowded))
+}
+
+/// Of one figure.
+pub(crate) fn median(figures: &[report::Figures], of: impl Fn(&report::Figures) -> f64) -> f64 {
+    let mut all: Vec<f64> = figures.iter().map(of).collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn ratio(
+    above: &[report::Figures],
+    below: &[report::Figures],
+    of: impl Fn(&report::Figures) -> f64,
+) -> f64 {
+    median(above, &of) / median(below, &of)
+}
+
+/// Processors that all its processes take together while nobody asks anything of them.
+async fn idle(bed: &Bed) -> Result<f64> {
+    let spent = || -> Result<f64> {
+        let pids = bed.pids()?;
+        pids.values()
+            .map(|pid| Ok(measure::usage(*pid)?.cpu_seconds))
+            .sum()
+    };
+    let (began, before) = (Instant::now(), spent()?);
+    tokio::time::sleep(WATCH).await;
+    let taken = (spent()? - before) / began.elapsed().as_secs_f64();
+    eprintln!("   idle: {taken:.2} processors");
+    Ok(taken)
 }
 
 fn documents(sink: SocketAddr, hole: SocketAddr) -> String {

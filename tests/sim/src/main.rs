@@ -95,6 +95,13 @@ const STUCK: u32 = 400;
 
 /// On a thread of its own: what it asks of chance is counted by thread.
 fn one(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
+    // Names of temporary files repeat from run to run, so the folder must be this run's own (`many`).
+    let temporary = std::env::temp_dir();
+    anyhow::ensure!(
+        std::fs::read_dir(&temporary)?.next().is_none(),
+        "seed {seed}: {} is not empty: another run in it would change this one",
+        temporary.display()
+    );
     if arguments.seed.is_some() {
         trace::print();
     }

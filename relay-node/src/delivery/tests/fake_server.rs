@@ -7,10 +7,12 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -106,6 +108,8 @@ pub(super) struct Script {
     pub(super) data: &'static str,
     /// Reply to the final dot; empty: close without one.
     pub(super) dot: &'static str,
+    /// It comes a moment after this became more than zero.
+    pub(super) dot_after: Option<watch::Receiver<u64>>,
     /// Close after so many messages of a connection, without 421.
     pub(super) close_after: usize,
     /// Octets of content are counted and not kept.
@@ -128,6 +132,7 @@ impl Script {
             rcpt: |_| "250 2.1.5 ok",
             data: "354 go",
             dot: "250 2.0.0 taken",
+            dot_after: None,
             close_after: usize::MAX,
             discard: false,
         }
@@ -300,6 +305,10 @@ impl Session {
                     if !self.content(&mut stream, &mut buffer).await? || self.script.dot.is_empty()
                     {
                         return Ok(());
+                    }
+                    if let Some(mut count) = self.script.dot_after.clone() {
+                        let _ = count.wait_for(|n| *n > 0).await;
+                        tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                     messages += 1;
                     format!("{}\r\n", self.script.dot)
