@@ -53,7 +53,8 @@ pub struct Cluster {
     folder: Option<TempDir>,
     /// The test reached its end: the folder may go.
     passed: bool,
-    _turn: MutexGuard<'static, ()>,
+    /// `None`: it was started beside another one.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Cluster {

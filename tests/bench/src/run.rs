@@ -96,12 +96,26 @@ impl Bed {
     /// # Errors
     /// When it does not start.
     pub(crate) fn start(nodes: usize, shards: u32, hold: bool) -> Result<Self> {
+        Self::start_beside(false, nodes, shards, hold)
+    }
+
+    /// The same, while another one runs in this process or not.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_beside(
+        another: bool,
+        nodes: usize,
+        shards: u32,
+        hold: bool,
+    ) -> Result<Self> {
         let main = runtime("main", 1)?;
         let sinks = runtime("sink", 1)?;
         let sink = sinks.block_on(Sink::start(Arc::new(Times::new(0)), hold))?;
         let builder = Cluster::builder()
             .control_planes(nodes)
             .relays(2)
+            .beside(another)
             .delays(DELAYS)
             .next_hop(sink.address)
             .settings(|s| {

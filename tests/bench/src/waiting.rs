@@ -116,7 +116,7 @@ pub(crate) fn run(count: usize, probe: usize) -> Result<Figures> {
 
 /// The base load on an empty cluster and on the crowd's: the figures of each.
 fn in_turn(crowd: &Bed, case: &Case) -> Result<(Vec<report::Figures>, Vec<report::Figures>)> {
-    let fresh = Bed::start(3, 8, false)?;
+    let fresh = Bed::start_beside(true, 3, 8, false)?;
     let (mut empty, mut crowded) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         for turn in 0..2 {

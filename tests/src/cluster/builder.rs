@@ -29,6 +29,7 @@ pub struct Builder {
     disks: bool,
     links: bool,
     namespaces: bool,
+    beside: bool,
 }
 
 impl Builder {
@@ -55,6 +56,13 @@ impl Builder {
     #[must_use]
     pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
+        self
+    }
+
+    /// Does not wait until the other clusters of this process are gone.
+    #[must_use]
+    pub fn beside(mut self, others: bool) -> Self {
+        self.beside = others;
         self
     }
 
@@ -195,7 +203,10 @@ impl Builder {
     /// # Errors
     /// When a file cannot be written.
     pub async fn prepare(&self) -> Result<Cluster> {
-        let turn = ONE_AT_A_TIME.lock().await;
+        let turn = match self.beside {
+            true => None,
+            false => Some(ONE_AT_A_TIME.lock().await),
+        };
         let folder = tempfile::Builder::new().prefix("sealane-").tempdir()?;
         let namespaces = if self.namespaces {
             let nodes = (1..=self.control_planes).map(control_plane);
@@ -270,6 +281,7 @@ impl Cluster {
             disks: false,
             links: false,
             namespaces: false,
+            beside: false,
         }
     }
 }
