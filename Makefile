@@ -6,6 +6,8 @@
 #   make stop                     stop all of it; with NAME=relay-node-1 one process, in order
 #   make status                   say what runs
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
+#   make test-k8s                 the chart and the operator on a real API server, which is built once (needs Go);
+#                                 TESTS=NAME runs a part of it, SEALANE_UPDATE=1 writes the expected objects anew
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
 #                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases,
 #                                 ARGS=--profile draws flame graphs
@@ -38,7 +40,7 @@ BENCH := $(TARGET)/release/sealane-bench
 
 CHAOS := $(TARGET)/debug/sealane-chaos
 
-.PHONY: help run kill start stop status built test bench sim chaos mutants build fmt lint packages-run packages-test \
+.PHONY: help run kill start stop status built test test-k8s bench sim chaos mutants build fmt lint packages-run packages-test \
   packages-bench
 
 help:
@@ -69,6 +71,12 @@ test: packages-test
 	cargo build --workspace --bins --tests --locked
 	cargo test --workspace --locked $(strip $(TESTS))
 	$(if $(strip $(TESTS)),,$(TARGET)/debug/sealane-mutants --quick)
+
+# Tests that say "ignored, needs Kubernetes" in `make test`. What is built once stays in ~/.cache/sealane/kubernetes.
+test-k8s: packages-test
+	cargo build --workspace --bins --tests --locked
+	assets=$$(tests/kubernetes/build) && KUBEBUILDER_ASSETS="$$assets" \
+	  cargo test --workspace --locked --test 'kubernetes_*' -- --include-ignored --nocapture $(strip $(TESTS))
 
 # Measured is what would be installed: the release profile.
 bench: packages-bench

@@ -51,4 +51,25 @@ mod tests {
             }
         }
     }
+
+    /// It looks after nodes and policy. What people write to each other is none of its business.
+    #[test]
+    fn an_operator_reaches_nodes_and_policy_and_no_mail() {
+        let may: Vec<&str> = TABLE
+            .iter()
+            .filter(|(_, roles)| roles.contains(&Operator))
+            .map(|(path, _)| *path)
+            .collect();
+        assert_eq!(
+            may,
+            [
+                "/sealane.v1.Policy/Watch",
+                "/sealane.v1.Policy/Get",
+                "/sealane.v1.Policy/Apply",
+                "/sealane.v1.Admin/ClusterStatus",
+                "/sealane.v1.Admin/ListNodes",
+                "/sealane.v1.Admin/ChangeNode",
+            ]
+        );
+    }
 }

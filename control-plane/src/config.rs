@@ -11,7 +11,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ControlPlaneConfig {
-    /// For people and for the certificate: `spiffe://<cluster>/control/<name>`.
+    /// For people and for the certificate: `spiffe://<cluster>/control/<name>`. May be left to `--name`.
+    #[serde(default)]
     pub name: String,
     /// gRPC listener.
     pub listen: SocketAddr,
@@ -135,7 +136,24 @@ fn default_ballast() -> ByteSize {
     ByteSize(256 << 20)
 }
 
+fn check_name(field: &str, name: &str) -> Result<(), ConfigError> {
+    if name.is_empty() {
+        let reason = "must not be empty: give it in the file, with --name or in SEALANE_NAME";
+        return Err(ConfigError::field(field, reason));
+    }
+    Ok(())
+}
+
 impl ControlPlaneConfig {
+    /// Takes the name that the command line gives, if it gives one.
+    pub fn rename(&mut self, name: Option<String>) -> Result<(), ConfigError> {
+        if let Some(name) = name {
+            check_name("--name", &name)?;
+            self.name = name;
+        }
+        Ok(())
+    }
+
     /// Where others reach this node.
     pub fn advertised(&self) -> String {
         self.advertise
@@ -153,7 +171,7 @@ impl Validate for ControlPlaneConfig {
                 Err(ConfigError::field(field, reason))
             }
         };
-        check(!self.name.is_empty(), "name", "must not be empty")?;
+        check_name("name", &self.name)?;
         sealane_types::DomainName::parse(&self.hostname)
             .map_err(|e| ConfigError::field("hostname", e.to_string()))?;
         check(
@@ -212,5 +230,35 @@ impl Validate for ControlPlaneConfig {
             "must be at least 8MiB",
         )?;
         self.identity.validate()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_a_node_that_its_file_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.yaml");
+        let text = "{listen: '127.0.0.1:7000', dataDir: /data, hostname: mail.example, cluster: {bootstrap: true},
+            identity: {certificate: /none.crt, key: /none.key, ca: /none.crt}}";
+        std::fs::write(&file, text).unwrap();
+        // Of what is wrong with a file without a name that is said first; with one it is the next.
+        let complaint = |name: Option<&str>| {
+            let rename = |c: &mut ControlPlaneConfig| c.rename(name.map(str::to_owned));
+            let loaded = sealane_runtime::config::load(&file, rename);
+            loaded.unwrap_err().to_string()
+        };
+        let e = complaint(None);
+        assert!(
+            e.contains(": name: must not be empty") && e.contains("SEALANE_NAME"),
+            "{e}"
+        );
+        let e = complaint(Some(""));
+        assert!(e.contains(": --name: must not be empty"), "{e}");
+        let e = complaint(Some("control-plane-0"));
+        assert!(e.contains("identity.certificate: /none.crt"), "{e}");
     }
 }

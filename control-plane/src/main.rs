@@ -1,8 +1,8 @@
-//! `control-plane --config FILE`
+//! `control-plane --config FILE [--name NAME]`
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use control_plane::node;
+use control_plane::{config::ControlPlaneConfig, node};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Sealane's control plane: keeps the replicated mail queue, policy and membership.
@@ -14,8 +14,13 @@ struct Arguments {
     /// YAML configuration; docs/configuration.md describes every field.
     #[arg(long, env = "SEALANE_CONFIG")]
     config: PathBuf,
+    /// The node's name, in place of `name` in the configuration.
+    #[arg(long, env = "SEALANE_NAME")]
+    name: Option<String>,
 }
 
 fn main() -> ExitCode {
-    sealane_runtime::process::run("control-plane", &Arguments::parse().config, node::run)
+    let Arguments { config, name } = Arguments::parse();
+    let rename = |c: &mut ControlPlaneConfig| c.rename(name);
+    sealane_runtime::process::run("control-plane", &config, rename, node::run)
 }

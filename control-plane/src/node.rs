@@ -64,7 +64,9 @@ pub async fn run(config: ControlPlaneConfig) -> anyhow::Result<()> {
     let identity = Identity::load(&config.identity).context("identity")?;
     let guard = telemetry::init("control-plane", &config.name, &config.telemetry)?;
     let stop = shutdown::token();
+    let renewing = tokio::spawn(identity.clone().keep());
     let result = Box::pin(serve(&config, identity, stop)).await;
+    renewing.abort();
     guard.shutdown();
     result
 }
@@ -83,7 +85,7 @@ async fn serve(
 }
 
 /// Runs a node on a volume that is open already, until `stop`. What the process of [`run`] adds is
-/// the volume, telemetry and signals.
+/// the volume, telemetry, signals and the renewal of its identity.
 pub async fn serve_on(
     config: &ControlPlaneConfig,
     identity: Identity,
@@ -93,6 +95,7 @@ pub async fn serve_on(
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     store.register(&mut registry);
+    identity.figures().register(&mut registry);
 
     let (ready_tx, ready) = watch::channel(false);
     // The HTTP server and the gRPC server outlive `stop`: the node is observed, and hands over, while it drains.

@@ -1,8 +1,9 @@
 //! Configuration of a relay node, validated whole before anything binds.
-use crate::delivery::DeliveryOptions;
+use crate::{delivery::DeliveryOptions, networks::Network};
 use sealane_runtime::{
     config::{ByteSize, ConfigError, ConfigSpan, Validate},
     identity::{self, IdentityConfig},
+    reload::CertificateFigures,
     telemetry::TelemetryConfig,
 };
 use serde::Deserialize;
@@ -12,7 +13,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RelayNodeConfig {
-    /// For people and in entry records; the certificate says `spiffe://<cluster>/relay/<name>`.
+    /// Which relay this is. The certificate says `spiffe://<cluster>/relay/<name>`; where several relays share one,
+    /// each has another name here, and is known as `<certificate's name>/<name>`. May be left to `--name`.
+    #[serde(default)]
     pub name: String,
     /// Our name in greetings, in EHLO and in Received headers.
     pub hostname: String,
@@ -69,6 +72,10 @@ pub struct Listeners {
     pub submission: Option<SocketAddr>,
     /// Submission over implicit TLS, AUTH required (port 465).
     pub submissions: Option<SocketAddr>,
+    /// Load balancers that announce the client in a PROXY header (version 1 or 2). Every connection from these
+    /// networks has to begin with one; from all others it is never read. Default: none.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<Network>,
 }
 
 /// PEM files.
@@ -154,6 +161,25 @@ fn default_drain_timeout() -> ConfigSpan {
     ConfigSpan(Duration::from_secs(30))
 }
 
+fn check_name(field: &str, name: &str) -> Result<(), ConfigError> {
+    if name.is_empty() {
+        let reason = "must not be empty: give it in the file, with --name or in SEALANE_NAME";
+        return Err(ConfigError::field(field, reason));
+    }
+    identity::check_instance(name).map_err(|e| ConfigError::field(field, e))
+}
+
+impl RelayNodeConfig {
+    /// Takes the name that the command line gives, if it gives one.
+    pub fn rename(&mut self, name: Option<String>) -> Result<(), ConfigError> {
+        if let Some(name) = name {
+            check_name("--name", &name)?;
+            self.name = name;
+        }
+        Ok(())
+    }
+}
+
 impl Validate for RelayNodeConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, field: &str, reason: &str| {
@@ -163,7 +189,7 @@ impl Validate for RelayNodeConfig {
                 Err(ConfigError::field(field, reason))
             }
         };
-        check(!self.name.is_empty(), "name", "must not be empty")?;
+        check_name("name", &self.name)?;
         let host = sealane_types::DomainName::parse(&self.hostname)
             .map_err(|e| ConfigError::field("hostname", e))?;
         check(
@@ -271,8 +297,60 @@ impl Validate for RelayNodeConfig {
             .map_err(|e| ConfigError::field("certificate.certificate", format!("{e:#}")))?;
         identity::private_key(&self.certificate.key)
             .map_err(|e| ConfigError::field("certificate.key", format!("{e:#}")))?;
-        crate::ingress::server_tls(&self.certificate)
+        crate::ingress::public_tls(&self.certificate, CertificateFigures::default())
             .map_err(|e| ConfigError::field("certificate.certificate", format!("{e:#}")))?;
         self.identity.validate()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// What is wrong with a file of these lines and no files of certificates.
+    fn complaint(lines: &str, name: Option<&str>) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.yaml");
+        let rest = "hostname: relay.example\ncontrolPlane: ['127.0.0.1:7000']\n\
+                    certificate: {certificate: /none.crt, key: /none.key}\n\
+                    identity: {certificate: /none.crt, key: /none.key, ca: /none.crt}\n";
+        std::fs::write(&file, format!("{lines}{rest}")).unwrap();
+        let rename = |c: &mut RelayNodeConfig| c.rename(name.map(str::to_owned));
+        let loaded = sealane_runtime::config::load(&file, rename);
+        loaded.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_name_is_of_the_file_or_of_the_command_line_and_has_a_form() {
+        let listeners = "listeners: {mx: '127.0.0.1:25'}\n";
+        let e = complaint(listeners, None);
+        assert!(
+            e.contains(": name: must not be empty") && e.contains("SEALANE_NAME"),
+            "{e}"
+        );
+        let e = complaint(&format!("name: a/b\n{listeners}"), None);
+        assert!(e.contains("line 1: name: may only have"), "{e}");
+        let e = complaint(&format!("name: fine\n{listeners}"), Some("a b"));
+        assert!(e.contains(": --name: may only have"), "{e}");
+        for name in [None, Some("mail-relay-7d4-x2x")] {
+            let e = complaint(&format!("name: fine\n{listeners}"), name);
+            assert!(e.contains("certificate.certificate: /none.crt"), "{e}");
+        }
+    }
+
+    #[test]
+    fn proxies_are_networks() {
+        let with = |networks: &str| {
+            let listeners =
+                format!("listeners: {{mx: '127.0.0.1:25', proxyProtocolFrom: [{networks}]}}\n");
+            complaint(&format!("name: fine\n{listeners}"), None)
+        };
+        let e = with("10.0.0.0/8, '2001:db8::/32'");
+        assert!(e.contains("certificate.certificate"), "{e}");
+        for bad in ["10.0.0.1", "10.0.0.1/8"] {
+            let e = with(bad);
+            assert!(e.contains("line 2") && e.contains(bad), "{e}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  listener ─permit, accept─▶ connection ──bytes──▶ ServerSession (sealane_smtp, no I/O)
+//!     └ proxy                   │   who the client is, from those who are trusted to say it
 //!                               │   ◀──actions──
 //!                               ├ gatekeeper      who may send what to whom   (policy snapshot)
 //!                               ├ authenticator   passwords, two at a time
@@ -23,6 +24,7 @@ mod handover;
 mod header_scan;
 mod intake;
 mod listener;
+mod proxy;
 mod received;
 mod stream;
 #[cfg(test)]
@@ -33,7 +35,7 @@ mod transaction;
 
 pub use context::IngressContext;
 pub use handover::Handover;
-pub use tls::server_tls;
+pub use tls::{PublicTls, public_tls};
 
 use sealane_smtp::server::Listener;
 use std::sync::Arc;

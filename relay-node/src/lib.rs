@@ -17,6 +17,7 @@ pub mod delivery;
 pub mod ingress;
 mod kept;
 pub mod metrics;
+pub mod networks;
 pub mod node;
 pub mod resolve;
 pub mod tls;

@@ -47,6 +47,8 @@ pub enum Refusal {
     Timeout,
     /// Too many from one address.
     Connections,
+    /// No PROXY header, or a malformed one, from where one has to come.
+    Proxy,
 }
 
 impl Refusal {
@@ -64,6 +66,7 @@ impl Refusal {
             Refusal::Handshake => "handshake",
             Refusal::Timeout => "timeout",
             Refusal::Connections => "connections",
+            Refusal::Proxy => "proxy",
         }
     }
 }

@@ -57,6 +57,9 @@ async fn serve(
     let mut registry = Registry::default();
     let metrics = IngressMetrics::register(&mut registry);
     let delivery_metrics = DeliveryMetrics::register(&mut registry);
+    let figures = identity.figures().clone();
+    figures.register(&mut registry);
+    let tls = ingress::public_tls(&config.certificate, figures).context("certificate")?;
     let (ready_tx, ready) = watch::channel(false);
     // Observed, and heard by the control plane, while it drains.
     let last = CancellationToken::new();
@@ -73,7 +76,16 @@ async fn serve(
         ));
     }
 
-    let members = Members::new(config.control_plane.clone(), mtls(identity));
+    // Certificates are renewed until the last connection is gone.
+    let (renewed, shown, over) = (identity.clone(), tls.clone(), last.clone());
+    tasks.spawn(async move {
+        let renewing = async { tokio::join!(renewed.keep(), shown.keep()) };
+        over.run_until_cancelled(renewing).await;
+    });
+
+    let members = Members::new(config.control_plane.clone(), mtls(identity))
+        .called(&config.name)
+        .context("name")?;
     let submit = SubmitClient::start(&config.name, members.clone(), &tasks, last.clone());
     let policy = PolicyWatch::start(&config.name, members.clone(), &tasks, last.clone());
     let shares = ShareClient::new(members.clone());
@@ -118,7 +130,7 @@ async fn serve(
         drain_timeout: config.drain_timeout.0,
     };
     let ingress = Arc::new(IngressContext::new(
-        config, submit, policy, handover, metrics,
+        config, tls, submit, policy, handover, metrics,
     )?);
 
     tracing::info!(name = %config.name, "relay node started");

@@ -91,6 +91,9 @@ pub struct Settings {
     /// Each process has a clock of its own that can be set wrong.
     #[serde(default)]
     pub clocks: bool,
+    /// All relay nodes have the certificate of this name, and are named on their command lines.
+    #[serde(default)]
+    pub relay_group: Option<String>,
 }
 
 impl Default for Settings {
@@ -106,6 +109,7 @@ impl Default for Settings {
             otlp: None,
             log_filter: "info,openraft=error".to_owned(),
             clocks: false,
+            relay_group: None,
         }
     }
 }
@@ -207,8 +211,13 @@ impl Layout {
         for node in &self.control_planes {
             self.issue("control", &node.name)?;
         }
+        if let Some(group) = &self.settings.relay_group {
+            self.issue("relay", group)?;
+        }
         for node in &self.relays {
-            self.issue("relay", &node.name)?;
+            if self.settings.relay_group.is_none() {
+                self.issue("relay", &node.name)?;
+            }
             let name = public(&node.name);
             let smtp = format!("{}.{}.example", node.name, self.cluster);
             tools::run(
@@ -305,8 +314,13 @@ impl Layout {
             .take(self.founders)
             .map(|node| format!("\"{}\"", node.reached_at()))
             .collect();
+        let group = self.settings.relay_group.as_ref();
+        let named = match group {
+            Some(_) => String::new(),
+            None => format!("name: {}\n", node.name),
+        };
         format!(
-            "name: {name}\nhostname: {name}.{cluster}.example\nlisteners:\n  mx: \"{mx}\"\n  submission: \"{submission}\"\n  \
+            "{named}hostname: {name}.{cluster}.example\nlisteners:\n  mx: \"{mx}\"\n  submission: \"{submission}\"\n  \
              submissions: \"{submissions}\"\ncertificate:\n  certificate: {certificate}\n  key: {key}\n{identity}\
              controlPlane: [{control}]\nbodyBudget: {budget}\nmaxMessageSize: {max}\nconnections: {connections}\n\
              metricsListen: \"{metrics}\"\ndrainTimeout: {drain}\n{sessions}{telemetry}",
@@ -317,7 +331,7 @@ impl Layout {
             submissions = node.submissions,
             certificate = quoted(&self.certificate(&public(&node.name))),
             key = quoted(&self.key(&public(&node.name))),
-            identity = self.identity_yaml(&node.name),
+            identity = self.identity_yaml(group.unwrap_or(&node.name)),
             control = control.join(", "),
             budget = self.settings.body_budget,
             max = self.settings.max_message,
@@ -352,6 +366,13 @@ impl Layout {
                 self.names().join(", ")
             );
         };
+        let mut args = vec![
+            "--config".to_owned(),
+            self.config(name).display().to_string(),
+        ];
+        if relay.is_some() && self.settings.relay_group.is_some() {
+            args.extend(["--name".to_owned(), name.to_owned()]);
+        }
         Ok(Spec {
             name: name.to_owned(),
             namespace: namespace.clone(),
@@ -361,10 +382,7 @@ impl Layout {
                 Vec::new()
             },
             program: self.binaries.join(binary),
-            args: vec![
-                "--config".to_owned(),
-                self.config(name).display().to_string(),
-            ],
+            args,
             folder: self.data(name),
             log: self.log(name),
         })
@@ -428,7 +446,8 @@ impl Layout {
 }
 
 /// File stem of a relay's certificate for SMTP clients.
-fn public(name: &str) -> String {
+#[must_use]
+pub fn public(name: &str) -> String {
     format!("{name}-smtp")
 }
 

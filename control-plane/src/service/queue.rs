@@ -39,7 +39,7 @@ pub(super) fn hello(groups: &Groups) -> v1::ServerHello {
     }
 }
 
-/// The caller, by its certificate.
+/// The caller, by its certificate, and of several with the same one by the name that it said.
 fn caller<T>(request: &Request<T>) -> Result<&WorkloadId, Status> {
     request
         .extensions()

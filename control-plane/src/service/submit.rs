@@ -164,7 +164,11 @@ impl SubmitDesk {
         self.budget.clone().acquire_many_owned(units).await.ok()
     }
 
-    async fn enqueue(&self, relay: &str, e: v1::Enqueue) -> v1::SubmitOutcome {
+    async fn enqueue(&self, relay: &str, mut e: v1::Enqueue) -> v1::SubmitOutcome {
+        // As it is known here: by this name it is preferred for the first attempt.
+        if let Some(entry) = &mut e.entry {
+            relay.clone_into(&mut entry.relay);
+        }
         let span = info_span!(
             "queue.enqueue",
             message.id = field::Empty,

@@ -27,7 +27,7 @@ mod submit;
 mod tests;
 
 pub use deliver::{BodyStream, DeliverClient, FetchError, LeasedWork, Renewal};
-pub use members::{Dial, Members, mtls};
+pub use members::{Caller, Dial, Line, Members, mtls};
 pub use policy_watch::PolicyWatch;
 pub use shares::{Dealt, ShareClient};
 pub use submit::{

@@ -1,12 +1,21 @@
 //! The addresses of the control plane.
-use sealane_runtime::{grpc, identity::Identity};
+use anyhow::Context;
+use sealane_runtime::{
+    grpc,
+    identity::{self, INSTANCE_KEY, Identity},
+};
 use sealane_wire::v1;
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
-use tonic::transport::Channel;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
 
 /// Makes a lazily connecting channel to an address (host:port).
 pub type Dial = Arc<dyn Fn(&str) -> anyhow::Result<Channel> + Send + Sync>;
@@ -14,6 +23,22 @@ pub type Dial = Arc<dyn Fn(&str) -> anyhow::Result<Channel> + Send + Sync>;
 /// Dials with mutual TLS.
 pub fn mtls(identity: Identity) -> Dial {
     Arc::new(move |address| grpc::channel(address, &identity))
+}
+
+/// A channel on which every call says who we are beside our certificate.
+pub type Line = InterceptedService<Channel, Caller>;
+
+/// Says which of several relays with the same certificate this one is, if it has a name of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Caller(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Caller {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(name) = &self.0 {
+            request.metadata_mut().insert(INSTANCE_KEY, name.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Where the control plane is: the configured addresses, and those that its nodes report.
@@ -24,6 +49,7 @@ pub struct Members {
     /// Cluster and revision of the list that was taken over last.
     latest: Arc<Mutex<(String, u64)>>,
     dial: Dial,
+    caller: Caller,
 }
 
 impl fmt::Debug for Members {
@@ -43,11 +69,22 @@ impl Members {
             seeds,
             latest: Arc::default(),
             dial,
+            caller: Caller::default(),
         }
     }
+    /// From here on every call says this name: several relays may have one certificate, not one name.
+    pub fn called(mut self, name: &str) -> anyhow::Result<Self> {
+        identity::check_instance(name).map_err(|e| anyhow::anyhow!("{name:?} {e}"))?;
+        let value = name
+            .parse::<MetadataValue<Ascii>>()
+            .with_context(|| format!("{name:?}"))?;
+        self.caller = Caller(Some(value));
+        Ok(self)
+    }
     /// A channel to one of them.
-    pub fn dial(&self, address: &str) -> anyhow::Result<Channel> {
-        (self.dial)(address)
+    pub fn dial(&self, address: &str) -> anyhow::Result<Line> {
+        let channel = (self.dial)(address)?;
+        Ok(InterceptedService::new(channel, self.caller.clone()))
     }
     /// Every address known now, the configured ones first.
     pub fn addresses(&self) -> Arc<[String]> {
@@ -86,6 +123,7 @@ impl Members {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -95,6 +133,20 @@ mod tests {
             control_addresses: addresses.iter().map(ToString::to_string).collect(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn every_call_says_the_name_if_there_is_one() {
+        let members = Members::new(vec!["a:1".into()], Arc::new(|_| anyhow::bail!("no")));
+        let said = |members: &Members| {
+            let request = members.caller.clone().call(Request::new(())).unwrap();
+            let name = request.metadata().get(INSTANCE_KEY).cloned();
+            name.map(|n| n.to_str().unwrap().to_owned())
+        };
+        assert_eq!(said(&members), None);
+        let members = members.called("mail-relay-5d7f-x2").unwrap();
+        assert_eq!(said(&members), Some("mail-relay-5d7f-x2".into()));
+        assert!(members.called("a b").is_err());
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Shares of destinations, from whichever node deals them.
-use crate::members::Members;
+use crate::members::{Line, Members};
 use anyhow::Context;
 use sealane_wire::v1::{self, queue_client::QueueClient};
 use std::{collections::HashMap, time::Duration};
 use tokio::time::{Instant, timeout};
-use tonic::transport::Channel;
 
 /// For one answer. A node that does not answer must not cost us what we hold.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -33,7 +32,7 @@ pub struct ShareClient {
     turn: usize,
     /// Of group 0, the highest that dealt.
     term: u64,
-    clients: HashMap<String, QueueClient<Channel>>,
+    clients: HashMap<String, QueueClient<Line>>,
 }
 
 impl ShareClient {

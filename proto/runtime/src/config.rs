@@ -39,8 +39,11 @@ pub trait Validate {
     fn validate(&self) -> Result<(), ConfigError>;
 }
 
-/// Reads, parses and validates `path`.
-pub fn load<T: DeserializeOwned + Validate>(path: &Path) -> Result<T, ConfigError> {
+/// Reads and parses `path`, changes what the command line says otherwise, and validates the whole.
+pub fn load<T: DeserializeOwned + Validate>(
+    path: &Path,
+    adjust: impl FnOnce(&mut T) -> Result<(), ConfigError>,
+) -> Result<T, ConfigError> {
     let file = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
         file: Some(file.clone()),
@@ -48,16 +51,26 @@ pub fn load<T: DeserializeOwned + Validate>(path: &Path) -> Result<T, ConfigErro
         field: String::new(),
         reason: e.to_string(),
     })?;
-    parse(&text, &file)
+    parse_and(&text, &file, adjust)
 }
 
+/// Parses and validates what is said to be the contents of `file`.
 pub fn parse<T: DeserializeOwned + Validate>(text: &str, file: &str) -> Result<T, ConfigError> {
-    let value: T = sealane_yaml::parse(text).map_err(|e| ConfigError {
+    parse_and(text, file, |_| Ok(()))
+}
+
+fn parse_and<T: DeserializeOwned + Validate>(
+    text: &str,
+    file: &str,
+    adjust: impl FnOnce(&mut T) -> Result<(), ConfigError>,
+) -> Result<T, ConfigError> {
+    let mut value: T = sealane_yaml::parse(text).map_err(|e| ConfigError {
         file: Some(file.to_owned()),
         line: e.line,
         field: String::new(),
         reason: e.to_string(),
     })?;
+    adjust(&mut value)?;
     value.validate().map_err(|e| ConfigError {
         file: Some(file.to_owned()),
         line: sealane_yaml::line_of(text, e.field.trim_end_matches(": ")),
@@ -87,6 +100,23 @@ mod tests {
                 Ok(())
             }
         }
+    }
+
+    #[test]
+    fn what_the_command_line_says_is_validated_with_the_file() {
+        let with = |lease: u64| {
+            let said = ConfigSpan(std::time::Duration::from_secs(lease));
+            let text = "bodyBudget: 1MiB\nlease: 3s\n";
+            parse_and::<Example>(text, "f.yaml", |c| {
+                c.lease = said;
+                Ok(())
+            })
+        };
+        assert_eq!(with(5).unwrap().lease.0.as_secs(), 5);
+        assert!(with(0).is_err());
+        let refused = |_: &mut Example| Err(ConfigError::field("--lease", "too long"));
+        let e = parse_and("bodyBudget: 1MiB\nlease: 3s\n", "f.yaml", refused).unwrap_err();
+        assert_eq!(e.to_string(), "configuration error: --lease: too long");
     }
 
     #[test]

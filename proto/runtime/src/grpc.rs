@@ -1,6 +1,6 @@
 //! gRPC over mTLS: serving, authorizing, dialling.
 use crate::{
-    identity::{CONTROL_SERVER_NAME, Identity, Role, WorkloadId, peer_identity},
+    identity::{CONTROL_SERVER_NAME, INSTANCE_KEY, Identity, Role, WorkloadId, peer_identity},
     world::{Listener, Socket},
 };
 use anyhow::Context;
@@ -119,7 +119,6 @@ async fn accept(
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
-    let acceptor = TlsAcceptor::from(identity.server_config());
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {
             return;
@@ -138,7 +137,7 @@ async fn accept(
             }
         };
         let (acceptor, tx, cluster) = (
-            acceptor.clone(),
+            TlsAcceptor::from(identity.server_config()),
             tx.clone(),
             identity.workload().cluster.clone(),
         );
@@ -195,6 +194,41 @@ fn permitted(table: AccessTable, path: &str, role: Role) -> bool {
             .any(|(p, roles)| *p == path && roles.contains(&role))
 }
 
+/// Whether the peer may make this call; and who calls, where that is one of several with the peer's certificate.
+fn caller<B>(table: AccessTable, request: &http::Request<B>) -> Result<Option<WorkloadId>, Status> {
+    let path = request.uri().path();
+    let Some(peer) = request.extensions().get::<WorkloadId>() else {
+        return Err(Status::unauthenticated("no workload identity"));
+    };
+    if !permitted(table, path, peer.role) {
+        tracing::info!(%peer, %path, "call refused: role");
+        return Err(Status::permission_denied(format!(
+            "role {} may not call {path}",
+            peer.role.as_str()
+        )));
+    }
+    let mut said = request.headers().get_all(INSTANCE_KEY).iter();
+    let Some(instance) = said.next() else {
+        return Ok(None);
+    };
+    let refused = |status: Status| {
+        tracing::info!(%peer, %path, reason = status.message(), "call refused: instance");
+        status
+    };
+    if peer.role != Role::Relay {
+        let why = format!("{INSTANCE_KEY}: only relays have instances");
+        return Err(refused(Status::permission_denied(why)));
+    }
+    let malformed =
+        |why: String| refused(Status::invalid_argument(format!("{INSTANCE_KEY}: {why}")));
+    if said.next().is_some() {
+        return Err(malformed("said more than once".into()));
+    }
+    let instance = instance.to_str().map_err(|e| malformed(e.to_string()))?;
+    let known = peer.of_instance(instance).map_err(malformed)?;
+    Ok(Some(known))
+}
+
 impl<S, B> Service<http::Request<B>> for Authorize<S>
 where
     S: Service<http::Request<B>, Response = http::Response<tonic::body::Body>>,
@@ -209,22 +243,15 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let path = request.uri().path();
-        let refused = match request.extensions().get::<WorkloadId>() {
-            None => Some(Status::unauthenticated("no workload identity")),
-            Some(w) if !permitted(self.table, path, w.role) => {
-                tracing::info!(peer = %w, %path, "call refused: role");
-                Some(Status::permission_denied(format!(
-                    "role {} may not call {path}",
-                    w.role.as_str()
-                )))
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        match caller(self.table, &request) {
+            Ok(instance) => {
+                if let Some(instance) = instance {
+                    request.extensions_mut().insert(instance);
+                }
+                Box::pin(self.inner.call(request))
             }
-            Some(_) => None,
-        };
-        match refused {
-            Some(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
-            None => Box::pin(self.inner.call(request)),
+            Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
         }
     }
 }
@@ -241,10 +268,9 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME);
-    let connector = TlsConnector::from(identity.client_config());
-    let cluster = identity.workload().cluster.clone();
+    let identity = identity.clone();
     let dial = tower::service_fn(move |uri: Uri| {
-        let (connector, cluster) = (connector.clone(), cluster.clone());
+        let identity = identity.clone();
         async move {
             let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
             let tcp = timeout(CONNECT, Socket::connect(&authority))
@@ -256,6 +282,7 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
                     )
                 })??;
             let name = ServerName::try_from(CONTROL_SERVER_NAME).expect("a constant DNS name");
+            let connector = TlsConnector::from(identity.client_config());
             let tls = timeout(HANDSHAKE, connector.connect(name, tcp))
                 .await
                 .map_err(|_| {
@@ -266,7 +293,9 @@ pub fn channel(address: &str, identity: &Identity) -> anyhow::Result<Channel> {
                 })??;
             let peer = tls.get_ref().1.peer_certificates().map(peer_identity);
             match peer {
-                Some(Ok(w)) if w.cluster == cluster && w.role == Role::Control => {
+                Some(Ok(w))
+                    if w.cluster == identity.workload().cluster && w.role == Role::Control =>
+                {
                     Ok(TokioIo::new(tls))
                 }
                 _ => Err(io::Error::new(
@@ -298,3 +327,7 @@ pub fn uncovered(descriptors: &[u8], table: AccessTable) -> Vec<String> {
     }
     missing
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -9,9 +9,14 @@ pub mod config;
 pub mod grpc;
 pub mod http;
 pub mod identity;
+pub mod pem;
 pub mod process;
+pub mod reload;
 pub mod shutdown;
 pub mod telemetry;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod testing;
 pub mod world;
 
 /// Exit codes of sysexits.h that the binaries use.

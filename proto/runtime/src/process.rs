@@ -1,6 +1,6 @@
 //! From the command line to a running node and its exit code.
 use crate::{
-    config::{self, Validate},
+    config::{self, ConfigError, Validate},
     exit_code,
 };
 use serde::de::DeserializeOwned;
@@ -17,14 +17,19 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
 }
 
-/// Loads the configuration and runs `node` with it to its end. What fails is said on standard error;
-/// a wrong configuration ends with [`exit_code::CONFIG`] before anything else happens.
-pub fn run<C, F>(name: &'static str, file: &Path, node: impl FnOnce(C) -> F) -> ExitCode
+/// Loads the configuration, with what the command line says otherwise, and runs `node` with it to its end. What
+/// fails is said on standard error; a wrong configuration ends with [`exit_code::CONFIG`] before anything else happens.
+pub fn run<C, F>(
+    name: &'static str,
+    file: &Path,
+    adjust: impl FnOnce(&mut C) -> Result<(), ConfigError>,
+    node: impl FnOnce(C) -> F,
+) -> ExitCode
 where
     C: DeserializeOwned + Validate,
     F: Future<Output = anyhow::Result<()>>,
 {
-    let config = match config::load(file) {
+    let config = match config::load(file, adjust) {
         Ok(c) => c,
         Err(e) => {
             eprintln!("{name}: {e}");

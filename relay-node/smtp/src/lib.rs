@@ -11,6 +11,7 @@
 
 pub mod client;
 mod durable;
+pub mod proxy;
 pub mod server;
 mod syntax;
 

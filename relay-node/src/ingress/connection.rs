@@ -22,6 +22,7 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -244,7 +245,9 @@ impl Connection {
     }
 
     async fn handshake(&self, tcp: TcpStream) -> Result<(Stream, TlsFacts), Over> {
-        let accept = self.context.tls.0.accept(tcp);
+        // The certificate of now: it may have been renewed since the last handshake.
+        let acceptor = TlsAcceptor::from(self.context.tls.current().config.clone());
+        let accept = acceptor.accept(tcp);
         let tls = match timeout(self.context.limits.handshake_timeout.0, accept).await {
             Ok(Ok(tls)) => tls,
             failed => {

@@ -1,16 +1,17 @@
 //! What all connections share.
-use super::{authenticator::Authenticator, handover::Handover, tls::server_tls};
+use super::{authenticator::Authenticator, handover::Handover, tls::PublicTls};
 use crate::{
     budget::BodyBudget,
     config::{RelayNodeConfig, SessionLimits},
     metrics::IngressMetrics,
+    networks::Network,
 };
 use sealane_client::SubmitClient;
 use sealane_policy::PolicySnapshot;
+use sealane_runtime::reload::Live;
 use sealane_smtp::server::{Listener, ServerConfig};
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
 /// One per process.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct IngressContext {
     pub(super) hostname: String,
     pub(super) limits: SessionLimits,
     pub(super) drain_timeout: Duration,
-    pub(super) tls: Acceptor,
+    pub(super) tls: Arc<Live<PublicTls>>,
     pub(super) submit: SubmitClient,
     pub(super) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     pub(super) handover: Handover,
@@ -29,33 +30,25 @@ pub struct IngressContext {
     pub(super) max_per_address: usize,
     pub(super) metrics: IngressMetrics,
     max_size: u64,
-}
-
-/// `TlsAcceptor` prints nothing useful.
-pub(super) struct Acceptor(pub(super) TlsAcceptor);
-
-impl std::fmt::Debug for Acceptor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Acceptor")
-    }
+    proxies: Vec<Network>,
 }
 
 impl IngressContext {
-    /// Fails when the certificate cannot be used.
+    /// Shows the certificate that `tls` has at each handshake.
     pub fn new(
         config: &RelayNodeConfig,
+        tls: Arc<Live<PublicTls>>,
         submit: SubmitClient,
         policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
         handover: Handover,
         metrics: IngressMetrics,
     ) -> anyhow::Result<Self> {
-        let tls = server_tls(&config.certificate)?;
         Ok(Self {
             relay: config.name.clone(),
             hostname: config.hostname.clone(),
             limits: config.sessions.clone(),
             drain_timeout: config.drain_timeout.0,
-            tls: Acceptor(TlsAcceptor::from(tls)),
+            tls,
             submit,
             policy,
             handover,
@@ -65,6 +58,7 @@ impl IngressContext {
             max_per_address: config.connections_per_address,
             metrics,
             max_size: config.max_message_size.0,
+            proxies: config.listeners.proxy_protocol_from.clone(),
         })
     }
 
@@ -79,6 +73,11 @@ impl IngressContext {
             max_errors: self.limits.errors,
             max_auth_failures: self.limits.auth_failures,
         })
+    }
+
+    /// Whether a connection from there has to say in a PROXY header who its client is.
+    pub(super) fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.iter().any(|n| n.contains(address))
     }
 
     /// The policy in force.

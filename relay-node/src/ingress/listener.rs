@@ -1,14 +1,18 @@
 //! Accepts connections, a permit before each.
-use super::{connection::Connection, context::IngressContext};
-use crate::metrics::Refusal;
-use sealane_smtp::server::Listener;
+use super::{connection::Connection, context::IngressContext, proxy};
+use crate::metrics::{IngressMetrics, Refusal};
+use sealane_smtp::server::{Listener, ServerConfig};
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::sleep,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// After an error of accept (out of descriptors, most likely).
@@ -48,21 +52,79 @@ pub(super) async fn serve(
             }
         };
         let _ = tcp.set_nodelay(true);
-        let Some(place) = per_address.take(peer.ip()) else {
-            context.metrics.refused(kind.as_str(), Refusal::Connections);
-            if kind != Listener::Submissions {
+        let visit = Visit {
+            context: context.clone(),
+            kind,
+            config: config.clone(),
+            per_address: per_address.clone(),
+            stop: stop.clone(),
+        };
+        let cut = cut.clone();
+        connections.spawn(async move {
+            cut.run_until_cancelled(visit.take(tcp, peer)).await;
+            drop(permit);
+        });
+    }
+}
+
+/// What an accepted connection is served with.
+struct Visit {
+    context: Arc<IngressContext>,
+    kind: Listener,
+    config: Arc<ServerConfig>,
+    per_address: PerAddress,
+    stop: CancellationToken,
+}
+
+impl Visit {
+    /// From the first octet to the last.
+    async fn take(self, mut tcp: TcpStream, from: SocketAddr) {
+        let (metrics, listener) = (&self.context.metrics, self.kind.as_str());
+        let peer = if self.context.is_proxy(from.ip()) {
+            match proxy::client(&mut tcp, from).await {
+                Ok(client) => client,
+                Err(proxy::NoClient::Silent) => return,
+                Err(e) => {
+                    metrics.refused(listener, Refusal::Proxy);
+                    tracing::info!(proxy = %from, listener, error = %e, "connection closed: nobody knows its client");
+                    return;
+                }
+            }
+        } else {
+            from
+        };
+        let Some(_place) = self.per_address.take(peer.ip()) else {
+            metrics.refused(listener, Refusal::Connections);
+            if self.kind != Listener::Submissions {
                 let _ = tcp.try_write(TOO_MANY);
             }
-            continue;
+            return;
         };
-        let connection = Connection::new(context.clone(), kind, config.clone(), peer, stop.clone());
-        let (context, cut) = (context.clone(), cut.clone());
-        connections.spawn(async move {
-            context.metrics.opened(kind.as_str());
-            cut.run_until_cancelled(Box::pin(connection.run(tcp))).await;
-            context.metrics.closed(kind.as_str());
-            drop((permit, place));
-        });
+        let _open = Open::count(metrics, listener);
+        let connection = Connection::new(
+            self.context.clone(),
+            self.kind,
+            self.config.clone(),
+            peer,
+            self.stop.clone(),
+        );
+        Box::pin(connection.run(tcp)).await;
+    }
+}
+
+/// An open session, counted until it is dropped.
+struct Open<'a>(&'a IngressMetrics, &'static str);
+
+impl<'a> Open<'a> {
+    fn count(metrics: &'a IngressMetrics, listener: &'static str) -> Self {
+        metrics.opened(listener);
+        Self(metrics, listener)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.closed(self.1);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Whole sessions over sockets, with a queue that is only said to be durable.
-use super::{Handover, IngressContext, run};
+mod proxy;
+
+use super::{Handover, IngressContext, public_tls, run};
 use crate::{
     config::{Listeners, PublicCertificate, RelayNodeConfig, SessionLimits},
     kept::KeptBodies,
@@ -158,6 +160,7 @@ struct Relay {
     submissions: SocketAddr,
     kept: Kept,
     client: TlsConnector,
+    registry: Registry,
     stop: CancellationToken,
     ended: tokio::task::JoinHandle<()>,
     _files: tempfile::TempDir,
@@ -195,6 +198,11 @@ impl Relay {
 
     /// With one node for each of these verdicts, which leads these shards.
     async fn with(nodes: Vec<(Kind, RangeInclusive<u32>)>) -> Self {
+        Self::listening(nodes, Listeners::default()).await
+    }
+
+    /// With these listeners, but for their addresses.
+    async fn listening(nodes: Vec<(Kind, RangeInclusive<u32>)>, listeners: Listeners) -> Self {
         let kept = Kept::default();
         let mut control_plane = Vec::new();
         let streams = nodes.len();
@@ -231,7 +239,7 @@ impl Relay {
         let config = RelayNodeConfig {
             name: "relay-1".into(),
             hostname: "relay.example".into(),
-            listeners: Listeners::default(),
+            listeners,
             certificate,
             identity: sealane_runtime::identity::IdentityConfig {
                 certificate: Default::default(),
@@ -242,7 +250,7 @@ impl Relay {
             body_budget: sealane_runtime::config::ByteSize(8 << 20),
             max_message_size: sealane_runtime::config::ByteSize(12 << 20),
             connections: 10,
-            connections_per_address: 10,
+            connections_per_address: 3,
             sessions: SessionLimits {
                 early_timeout: sealane_runtime::config::ConfigSpan(Duration::from_secs(4)),
                 enqueue_timeout: sealane_runtime::config::ConfigSpan(Duration::from_secs(8)),
@@ -275,9 +283,11 @@ impl Relay {
         timeout(PATIENCE, all).await.unwrap();
         let (tx, policy) = watch::channel(Some(Arc::new(policy())));
         std::mem::forget(tx);
-        let metrics = IngressMetrics::register(&mut Registry::default());
-        let context =
-            Arc::new(IngressContext::new(&config, submit, policy, handover, metrics).unwrap());
+        let mut registry = Registry::default();
+        let metrics = IngressMetrics::register(&mut registry);
+        let tls = public_tls(&config.certificate, Default::default()).unwrap();
+        let context = IngressContext::new(&config, tls, submit, policy, handover, metrics);
+        let context = Arc::new(context.unwrap());
         let mx = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let submissions = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (mx_address, submissions_address) =
@@ -290,10 +300,19 @@ impl Relay {
             submissions: submissions_address,
             kept,
             client: TlsConnector::from(Arc::new(client)),
+            registry,
             stop,
             ended,
             _files: files,
         }
+    }
+
+    /// The figure that this line of the metrics ends with; 0 if it is not there.
+    fn figure(&self, line: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let mut values = text.lines().filter_map(|l| l.strip_prefix(line));
+        values.next().map_or(0, |v| v.trim().parse().unwrap())
     }
 
     async fn encrypt(&self, tcp: TcpStream) -> Client<impl AsyncRead + AsyncWrite + Unpin + use<>> {

@@ -1,5 +1,5 @@
 //! What is held, what was reported, and over which stream to speak.
-use crate::submit::SubmitClient;
+use crate::{members::Line, submit::SubmitClient};
 use bytes::Bytes;
 use sealane_types::{MessageId, NodeId};
 use sealane_wire::{
@@ -15,7 +15,6 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep},
 };
-use tonic::transport::Channel;
 
 /// A report without acknowledgement is sent again after this.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -38,7 +37,7 @@ pub(super) struct Link {
     pub(super) node: NodeId,
     pub(super) generation: u64,
     pub(super) frames: mpsc::Sender<v1::DeliverRequest>,
-    pub(super) client: QueueClient<Channel>,
+    pub(super) client: QueueClient<Line>,
     /// Earned and not sent yet.
     pub(super) credit: u32,
     /// When a frame was sent last.
@@ -331,7 +330,7 @@ impl Desk {
         }
     }
 
-    pub(super) fn client(&self, id: MessageId, epoch: u64) -> Option<QueueClient<Channel>> {
+    pub(super) fn client(&self, id: MessageId, epoch: u64) -> Option<QueueClient<Line>> {
         self.lock()
             .way((id, epoch), &self.submit)
             .map(|l| l.client.clone())

@@ -1,0 +1,403 @@
+//! A relay as a user would make it: the chart's values, Secrets, policy; and the admin's way in.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use data_encoding::BASE64;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use serde_json::{Value, json};
+
+use super::manifests::{condition, text};
+use super::{Cluster, Kubelet, assets};
+use crate::load::{Kind, Target};
+use crate::policy::{SERVED, SUBMITTER};
+use crate::{ports, tls, tools, wait};
+
+/// Namespace of everything.
+pub const NAMESPACE: &str = "mail";
+/// The release and the RelayCluster.
+pub const NAME: &str = "mail";
+/// Its name in greetings.
+pub const HOSTNAME: &str = "mx.mail.example";
+/// Secret with the public certificate.
+pub const CERTIFICATE: &str = "mx-tls";
+/// Secret with password verifiers.
+pub const SUBMITTERS: &str = "submitters";
+/// Path of the RelayCluster.
+pub const PATH: &str = "/apis/sealane.io/v1alpha1/namespaces/mail/relayclusters/mail";
+/// Path of RelayPolicies.
+pub const POLICIES: &str = "/apis/sealane.io/v1alpha1/namespaces/mail/relaypolicies";
+
+/// argon2id of [`crate::policy::PASSWORD`], as `argon2 SALT -id -t 2 -k 19456 -p 1 -e` prints it.
+const VERIFIER: &str = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$UK19aGNEuw72GqL4LPm/3lP75vQeG2o9o0IO0U5D9Nw";
+
+/// Control-plane nodes for which addresses are set aside.
+const NODES: u32 = 7;
+
+/// A Secret.
+#[must_use]
+pub fn secret(name: &str, kind: &str, data: &[(&str, &str)]) -> Value {
+    let data: serde_json::Map<String, Value> = data
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), json!(BASE64.encode(value.as_bytes()))))
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": name, "namespace": NAMESPACE },
+        "type": kind,
+        "data": data,
+    })
+}
+
+/// A fresh public certificate, in its Secret.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn certificate() -> Result<Value> {
+    let (certificate, key) = tls::self_signed_pem(&[HOSTNAME.to_owned()])?;
+    let data = [("tls.crt", certificate.as_str()), ("tls.key", key.as_str())];
+    Ok(secret(CERTIFICATE, "kubernetes.io/tls", &data))
+}
+
+/// Life of [`authority`].
+const LIFE: Duration = Duration::from_secs(90 * 3600);
+
+/// The Secret of a CA as an earlier RelayCluster of that name would have left it, which is to be replaced (after two thirds of its
+/// life) when `due` is over.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn authority(due: Duration) -> Result<Value> {
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let today = now.date();
+    let midnight = rcgen::date_time_ymd(
+        today.year().into(),
+        today.month().unsigned_abs(),
+        today.day().unsigned_abs(),
+    );
+    let [hours, minutes, seconds] =
+        [now.hour(), now.minute(), now.second()].map(|n| u64::from(n.unsigned_abs()));
+    let of_today = Duration::from_secs(hours * 3600 + minutes * 60 + seconds);
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Sealane CA {NAME}.{NAMESPACE}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = midnight + of_today + due - LIFE * 2 / 3;
+    params.not_after = params.not_before + LIFE;
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?.pem();
+    let data = [
+        ("tls.crt", certificate.as_str()),
+        ("tls.key", &key.serialize_pem()),
+        ("ca.crt", certificate.as_str()),
+    ];
+    let mut secret = secret(&format!("{NAME}-ca"), "kubernetes.io/tls", &data);
+    secret["metadata"]["labels"] = json!({ "sealane.io/cluster": NAME, "sealane.io/keep": "true" });
+    Ok(secret)
+}
+
+/// The namespace and what a user brings: certificate and password verifiers.
+///
+/// # Errors
+/// When the API server refuses one.
+pub async fn prepare(cluster: &Cluster) -> Result<()> {
+    cluster.namespace(NAMESPACE).await?;
+    let verifiers = secret(SUBMITTERS, "Opaque", &[(SUBMITTER, VERIFIER)]);
+    cluster.apply(&[certificate()?, verifiers]).await?;
+    Ok(())
+}
+
+/// Documents as of [`crate::policy::demo`].
+#[must_use]
+pub fn documents(next_hop: SocketAddr) -> Value {
+    json!([
+        { "kind": "Domain", "name": SERVED, "recipients": "any" },
+        {
+            "kind": "Submitter",
+            "name": SUBMITTER,
+            "passwordVerifierSecretRef": { "name": SUBMITTERS, "key": SUBMITTER },
+            "senders": ["*"],
+        },
+        {
+            "kind": "Destination",
+            "name": "*",
+            "route": { "host": next_hop.ip().to_string(), "port": next_hop.port() },
+            "tls": { "level": "encrypt" },
+            "retry": { "delays": ["1s", "1s", "2s", "5s"], "lifetime": "5d", "tlsLifetime": "24h" },
+            "limits": { "connections": 20, "messagesPerConnection": 100 },
+        },
+    ])
+}
+
+/// A RelayPolicy of the RelayCluster.
+#[must_use]
+pub fn policy(name: &str, documents: &Value) -> Value {
+    json!({
+        "apiVersion": "sealane.io/v1alpha1",
+        "kind": "RelayPolicy",
+        "metadata": { "name": name, "namespace": NAMESPACE },
+        "spec": { "clusterRef": { "name": NAME }, "documents": documents },
+    })
+}
+
+/// Values for the chart: a RelayCluster and, if there is a next hop, its policy.
+///
+/// # Errors
+/// When no port is free.
+pub fn values(kubelet: &Kubelet, next_hop: Option<SocketAddr>) -> Result<Value> {
+    let directory = kubelet.directory();
+    let mut endpoints = Vec::new();
+    for ordinal in 0..NODES {
+        let address = directory.pod(NAMESPACE, &format!("{NAME}-control-{ordinal}"), 7000)?;
+        endpoints.push(address.to_string());
+    }
+    // What `helm test` listens on stands in a policy, which nobody rewrites.
+    let port = ports::free()?.port();
+    directory.keep(NAMESPACE, &format!("{NAME}-sealane-test"), port);
+    let policies = next_hop.map(|hop| json!([{ "name": "base", "documents": documents(hop) }]));
+    Ok(json!({
+        "image": { "repository": "sealane", "tag": "one" },
+        "operator": {
+            "replicas": 1,
+            "logFormat": "text",
+            // Files follow their Secrets in two seconds here, and are read again every five.
+            "extraArgs": ["--allow-endpoint-override", "--secret-propagation=20"],
+        },
+        "cluster": {
+            "enabled": true,
+            "name": NAME,
+            "annotations": { "sealane.io/control-endpoints": endpoints.join(",") },
+            "spec": spec(),
+        },
+        "policies": policies.unwrap_or_else(|| json!([])),
+        "test": { "host": "127.0.0.1", "port": port },
+    }))
+}
+
+/// `spec` of the RelayCluster: small, and quick to notice things. How many relay nodes is left to `kubectl scale`.
+#[must_use]
+pub fn spec() -> Value {
+    json!({
+        "relay": {
+            "hostname": HOSTNAME,
+            "certificate": { "secretName": CERTIFICATE },
+            "drainSeconds": 10,
+        },
+        "controlPlane": {
+            "replicas": 3,
+            "copies": 3,
+            "shards": 4,
+            "storage": { "size": "1Gi" },
+            "config": { "lease": "10s" },
+        },
+        "telemetry": { "logFormat": "text", "logFilter": "info,openraft=error" },
+    })
+}
+
+/// `helm install`, or `upgrade` if the release is there.
+///
+/// # Errors
+/// When helm refuses.
+pub async fn install(cluster: &Cluster, values: &Value) -> Result<String> {
+    let file = cluster
+        .write("values.json", &values.to_string())?
+        .display()
+        .to_string();
+    let chart = assets::chart()?.display().to_string();
+    let args = [
+        "upgrade",
+        "--install",
+        NAME,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--values",
+        &file,
+    ];
+    cluster.helm(&args).await
+}
+
+/// Waits until a condition of the RelayCluster has that status.
+///
+/// # Errors
+/// When it has not in time; with all its conditions.
+pub async fn until(cluster: &Cluster, kind: &str, status: &str, limit: Duration) -> Result<Value> {
+    wait::until(&format!("{kind}={status}"), limit, || async {
+        let object = cluster.api.get(PATH).await?;
+        let current =
+            object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
+        let found = condition(&object, kind);
+        let is = found.is_some_and(|(now, ..)| now == status);
+        ensure!(
+            current && is,
+            "{:#}",
+            object.pointer("/status").cloned().unwrap_or_default()
+        );
+        Ok(object)
+    })
+    .await
+}
+
+/// Waits until everything is as the spec wants it, and nothing is in motion.
+///
+/// # Errors
+/// When that takes longer than `limit`.
+pub async fn settled(cluster: &Cluster, limit: Duration) -> Result<Value> {
+    wait::until("the RelayCluster is settled", limit, || async {
+        let object = cluster.api.get(PATH).await?;
+        let current =
+            object.pointer("/status/observedGeneration") == object.pointer("/metadata/generation");
+        let wanted = [
+            ("Available", "True"),
+            ("QuorumHealthy", "True"),
+            ("Progressing", "False"),
+            ("Degraded", "False"),
+        ];
+        let all = wanted
+            .iter()
+            .all(|(kind, status)| condition(&object, kind).is_some_and(|(now, ..)| now == *status));
+        ensure!(
+            current && all,
+            "{:#}",
+            object.pointer("/status").cloned().unwrap_or_default()
+        );
+        Ok(object)
+    })
+    .await
+}
+
+/// All listeners of the relay's Service.
+///
+/// # Errors
+/// When no port is free.
+pub fn targets(kubelet: &Kubelet) -> Result<Vec<Target>> {
+    let kinds = [
+        (Kind::Mx, 25),
+        (Kind::Submission, 587),
+        (Kind::Submissions, 465),
+    ];
+    kinds
+        .into_iter()
+        .map(|(kind, port)| {
+            let address = kubelet
+                .directory()
+                .service(NAMESPACE, &format!("{NAME}-smtp"), port)?;
+            Ok(Target { kind, address })
+        })
+        .collect()
+}
+
+/// The admin CLI, with an identity of the cluster's CA, as docs/kubernetes.md tells an administrator to make one.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    binary: PathBuf,
+    folder: PathBuf,
+    control: String,
+}
+
+impl Admin {
+    /// Takes the CA out of its Secret and issues an identity.
+    ///
+    /// # Errors
+    /// When there is no such Secret yet, or `sealane pki` fails.
+    pub async fn new(cluster: &Cluster, kubelet: &Kubelet) -> Result<Self> {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{NAME}-ca");
+        let found = cluster.api.get(&path).await?;
+        let folder = cluster.root.join("admin");
+        fs::create_dir_all(&folder)?;
+        for (key, file) in [("tls.crt", "ca.crt"), ("tls.key", "ca.key")] {
+            let value = found
+                .pointer("/data")
+                .and_then(|d| d.get(key))
+                .and_then(Value::as_str);
+            let octets =
+                BASE64.decode(value.with_context(|| format!("{path} {key}"))?.as_bytes())?;
+            fs::write(folder.join(file), octets)?;
+        }
+        fs::write(folder.join("cluster"), format!("{NAME}.{NAMESPACE}"))?;
+        let binary = tools::folder()?.join("sealane");
+        let mut issue = Command::new(&binary);
+        issue
+            .args([
+                "pki", "issue", "--role", "admin", "--name", "test", "--force", "--dir",
+            ])
+            .arg(&folder);
+        tools::run(&mut issue)?;
+        let client =
+            kubelet
+                .directory()
+                .service(NAMESPACE, &format!("{NAME}-control-client"), 7000)?;
+        Ok(Self {
+            binary,
+            folder,
+            control: client.to_string(),
+        })
+    }
+
+    /// Its JSON.
+    ///
+    /// # Errors
+    /// When it fails or prints something else.
+    pub async fn json(&self, args: &[&str]) -> Result<Value> {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(args)
+            .args(["-o", "json"])
+            .env("SEALANE_CONTROL", &self.control)
+            .env("SEALANE_CERT", self.folder.join("test.crt"))
+            .env("SEALANE_KEY", self.folder.join("test.key"))
+            .env("SEALANE_CA", self.folder.join("ca.crt"));
+        let output = tokio::task::spawn_blocking(move || tools::run(&mut command)).await??;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+/// Objects of a list of kinds that carry the RelayCluster's label, without pods and what makes them.
+///
+/// # Errors
+/// When one cannot be read.
+pub async fn children(cluster: &Cluster) -> Result<Vec<Value>> {
+    const LISTS: [(&str, &str, &str); 10] = [
+        ("/api/v1", "v1", "configmaps"),
+        ("/api/v1", "v1", "secrets"),
+        ("/api/v1", "v1", "serviceaccounts"),
+        ("/api/v1", "v1", "services"),
+        ("/api/v1", "v1", "persistentvolumeclaims"),
+        ("/apis/apps/v1", "apps/v1", "deployments"),
+        ("/apis/apps/v1", "apps/v1", "statefulsets"),
+        (
+            "/apis/autoscaling/v2",
+            "autoscaling/v2",
+            "horizontalpodautoscalers",
+        ),
+        (
+            "/apis/networking.k8s.io/v1",
+            "networking.k8s.io/v1",
+            "networkpolicies",
+        ),
+        ("/apis/policy/v1", "policy/v1", "poddisruptionbudgets"),
+    ];
+    let mut all = Vec::new();
+    for (root, version, kind) in LISTS {
+        let path = format!(
+            "{root}/namespaces/{NAMESPACE}/{kind}?labelSelector=sealane.io/cluster%3D{NAME}"
+        );
+        let list = cluster.api.get(&path).await?;
+        // Items of a list do not say what they are.
+        let name = text(&list, "/kind").trim_end_matches("List").to_owned();
+        for item in super::manifests::items(&list, "/items") {
+            let mut item = item.clone();
+            item["apiVersion"] = json!(version);
+            item["kind"] = json!(name);
+            all.push(item);
+        }
+    }
+    Ok(all)
+}

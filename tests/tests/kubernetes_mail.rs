@@ -1,0 +1,305 @@
+//! A relay that helm installed, with real processes for its pods: mail, policy, conflicts, certificates, `helm test`.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use data_encoding::BASE64;
+use sealane_tests::kubernetes::mail::{self, Admin, NAMESPACE, PATH, POLICIES};
+use sealane_tests::kubernetes::manifests::{condition, text};
+use sealane_tests::kubernetes::{Cluster, Kubelet, Scope};
+use sealane_tests::ledger::Ledger;
+use sealane_tests::load::{self, Load};
+use sealane_tests::sink::{Sink, SinkConfig};
+use sealane_tests::wait;
+use serde_json::{Value, json};
+
+const START: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(120);
+/// When the CA is to be replaced: the relay takes mail by then.
+const DUE: Duration = Duration::from_secs(150);
+/// Until a step of it is over.
+const ROTATION: Duration = Duration::from_secs(400);
+
+async fn policy(cluster: &Cluster, name: &str) -> Result<Value> {
+    cluster.api.get(&format!("{POLICIES}/{name}")).await
+}
+
+async fn until(cluster: &Cluster, name: &str, kind: &str, status: &str) -> Result<(Value, String)> {
+    wait::until(&format!("{name} {kind}={status}"), LIMIT, || async {
+        let object = policy(cluster, name).await?;
+        let (now, _, message) = condition(&object, kind).context("no such condition yet")?;
+        ensure!(now == status, "{kind}={now}: {message}");
+        Ok((object, message))
+    })
+    .await
+}
+
+fn revision(object: &Value, path: &str) -> u64 {
+    object.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// The names of the live policy's documents, as the control plane says them.
+async fn live(admin: &Admin) -> Result<Vec<String>> {
+    let policy = admin.json(&["policy", "get"]).await?;
+    let documents = policy
+        .get("documents")
+        .unwrap_or(&policy)
+        .as_array()
+        .context("documents")?
+        .clone();
+    let mut names: Vec<String> = documents
+        .iter()
+        .map(|d| format!("{}/{}", text(d, "/kind"), text(d, "/name")))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+async fn policies(cluster: &Cluster, admin: &Admin) -> Result<()> {
+    let base = until(cluster, "base", "Synced", "True").await?.0;
+    let first = revision(&base, "/status/revision");
+    ensure!(first > 0, "{base}");
+    let object = cluster.api.get(PATH).await?;
+    ensure!(
+        revision(&object, "/status/policyRevision") == first,
+        "{object}"
+    );
+    let before = live(admin).await?;
+    ensure!(
+        before == ["Destination/*", "Domain/served.example", "Submitter/demo"],
+        "{before:?}"
+    );
+
+    // A second one is joined with the first.
+    let more = json!([{ "kind": "Domain", "name": "more.example", "recipients": ["info"] }]);
+    cluster.apply(&[mail::policy("more", &more)]).await?;
+    let more = until(cluster, "more", "Synced", "True").await?.0;
+    let second = revision(&more, "/status/revision");
+    ensure!(second > first, "{more}");
+    wait::until(
+        "the first is live in the second revision",
+        LIMIT,
+        || async {
+            let base = policy(cluster, "base").await?;
+            ensure!(revision(&base, "/status/revision") == second, "{base}");
+            Ok(())
+        },
+    )
+    .await?;
+
+    // Two that say something about the same domain: both names, and nothing changes.
+    let rival = json!([
+        { "kind": "Domain", "name": "more.example", "recipients": "any" },
+        { "kind": "Domain", "name": "other.example", "recipients": "any" },
+    ]);
+    cluster.apply(&[mail::policy("rival", &rival)]).await?;
+    for name in ["more", "rival"] {
+        let (_, message) = until(cluster, name, "Conflict", "True").await?;
+        let other = if name == "more" { "rival" } else { "more" };
+        ensure!(
+            message.contains(other) && message.contains("Domain/more.example"),
+            "{name}: {message}"
+        );
+    }
+    let (_, message) = until(cluster, "base", "Synced", "False").await?;
+    ensure!(
+        message.contains("more") && message.contains("rival"),
+        "{message}"
+    );
+    let object = mail::until(cluster, "PolicySynced", "False", LIMIT).await?;
+    ensure!(
+        revision(&object, "/status/policyRevision") == second,
+        "{object}"
+    );
+    ensure!(live(admin).await?.len() == 4, "something was applied");
+
+    // Without the rival everything is well again.
+    cluster
+        .kubectl(&["delete", "relaypolicy", "rival", "--namespace", NAMESPACE])
+        .await?;
+    until(cluster, "more", "Conflict", "False").await?;
+    until(cluster, "base", "Synced", "True").await?;
+    mail::until(cluster, "PolicySynced", "True", LIMIT).await?;
+
+    // A document that only the validator can refuse.
+    let wrong = json!([{ "kind": "Destination", "name": "wrong.example", "retry": { "delays": ["soon"] } }]);
+    cluster.apply(&[mail::policy("wrong", &wrong)]).await?;
+    let (_, message) = until(cluster, "wrong", "Valid", "False").await?;
+    ensure!(message.contains("delays"), "{message}");
+    cluster
+        .kubectl(&[
+            "delete",
+            "relaypolicy",
+            "wrong",
+            "more",
+            "--namespace",
+            NAMESPACE,
+        ])
+        .await?;
+    wait::until("what was taken out is not live any more", LIMIT, || async {
+        let names = live(admin).await?;
+        ensure!(names == before, "{names:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// A value of a Secret, decoded; empty if it is not there.
+async fn value(cluster: &Cluster, secret: &str, key: &str) -> Result<String> {
+    let object = cluster
+        .api
+        .get(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{secret}"))
+        .await?;
+    let found = object
+        .pointer("/data")
+        .and_then(|d| d.get(key))
+        .and_then(Value::as_str);
+    let octets = BASE64.decode(found.unwrap_or_default().as_bytes())?;
+    Ok(String::from_utf8_lossy(&octets).into_owned())
+}
+
+/// The base64 of the first certificate of a PEM text, however its lines are broken.
+fn body(pem: &str) -> String {
+    let inside = pem
+        .lines()
+        .skip_while(|l| !l.starts_with("-----BEGIN"))
+        .skip(1);
+    inside.take_while(|l| !l.starts_with("-----END")).collect()
+}
+
+/// While mail flows, the CA is replaced, and with it all identities; and a user renews the public certificate.
+async fn certificates(cluster: &Cluster, kubelet: &Kubelet, sink: &Sink, old: &str) -> Result<()> {
+    let identities = [
+        "mail-control-identity",
+        "mail-relay-identity",
+        "mail-operator-identity",
+    ];
+    ensure!(
+        body(&value(cluster, "mail-ca", "tls.crt").await?) == body(old),
+        "the CA was replaced before mail flowed"
+    );
+    let ledger = Arc::new(Ledger::default());
+    let began = Instant::now();
+    let load = load::start(
+        Load::new(mail::targets(kubelet)?, 6).pause(Duration::from_millis(50)),
+        &ledger,
+    );
+    let mut running = kubelet.running(NAMESPACE).await;
+    running.sort();
+    wait::until("another CA signs", ROTATION, || async {
+        let now = value(cluster, "mail-ca", "tls.crt").await?;
+        ensure!(body(&now) != body(old), "still the old one");
+        Ok(())
+    })
+    .await?;
+    cluster.apply(&[mail::certificate()?]).await?;
+    wait::until(
+        "the old CA is trusted nowhere any more",
+        ROTATION,
+        || async {
+            for name in identities {
+                let trusted: String = value(cluster, name, "ca.crt").await?.lines().collect();
+                ensure!(!trusted.contains(&body(old)), "{name} trusts it");
+            }
+            Ok(())
+        },
+    )
+    .await?;
+    // Until every process has read its files again, and a while with them.
+    let exchanged = Instant::now() + Duration::from_secs(15);
+    wait::until("mail with the new certificates", LIMIT, || async {
+        let more = ledger.accepted_since(exchanged);
+        ensure!(more >= 100, "{more}");
+        Ok(())
+    })
+    .await?;
+    mail::until(cluster, "CertificatesReady", "True", LIMIT).await?;
+    load.stop().await;
+    let verdict = ledger.settle(sink.store(), Duration::from_secs(60)).await?;
+    println!(
+        "all certificates replaced in {:.1} s: {verdict}",
+        began.elapsed().as_secs_f32()
+    );
+    // The sink has mail of other ledgers too.
+    ensure!(
+        verdict.lost.is_empty() && verdict.damaged.is_empty(),
+        "{verdict}"
+    );
+    ensure!(
+        verdict.temporary + verdict.permanent + verdict.unknown + verdict.broken == 0,
+        "a session failed: {verdict}"
+    );
+    let mut after = kubelet.running(NAMESPACE).await;
+    after.sort();
+    ensure!(
+        after == running,
+        "a pod was restarted: {running:?}, {after:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kubernetes: make test-k8s"]
+async fn an_installed_relay_takes_mail_and_follows_its_policies() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let kubelet = Kubelet::start(&cluster, Scope::Everything)?;
+    let sink = Sink::start(SinkConfig::at(
+        ([127, 0, 0, 1], 0).into(),
+        cluster.root.join("sink"),
+    ))
+    .await?;
+    mail::prepare(&cluster).await?;
+    let authority = mail::authority(DUE)?;
+    cluster.apply(&[authority]).await?;
+    let old = value(&cluster, "mail-ca", "tls.crt").await?;
+    let values = mail::values(&kubelet, Some(sink.address()))?;
+    mail::install(&cluster, &values).await?;
+    let began = Instant::now();
+    let object = mail::settled(&cluster, START).await?;
+    println!("settled after {:.1} s", began.elapsed().as_secs_f32());
+    ensure!(text(&object, "/status/membersReady") == "3/3", "{object}");
+    ensure!(
+        text(&object, "/status/version") == "sealane:one",
+        "{object}"
+    );
+    ensure!(
+        object.pointer("/status/founded") == Some(&json!(true)),
+        "{object}"
+    );
+
+    let ledger = Arc::new(Ledger::default());
+    load::run(Load::new(mail::targets(&kubelet)?, 6).messages(60), &ledger).await;
+    let verdict = ledger.settle(sink.store(), Duration::from_secs(60)).await?;
+    verdict.holds()?;
+    ensure!(verdict.accepted == 60, "{verdict}");
+
+    certificates(&cluster, &kubelet, &sink, &old).await?;
+
+    let said = cluster
+        .helm(&[
+            "test",
+            mail::NAME,
+            "--namespace",
+            NAMESPACE,
+            "--timeout",
+            "3m",
+        ])
+        .await?;
+    ensure!(said.contains("Succeeded"), "{said}");
+    wait::until("what the test made is gone", LIMIT, || async {
+        let left = cluster
+            .api
+            .find(&format!("{POLICIES}/mail-sealane-test"))
+            .await?;
+        ensure!(left.is_none(), "{left:?}");
+        Ok(())
+    })
+    .await?;
+
+    let admin = Admin::new(&cluster, &kubelet).await?;
+    policies(&cluster, &admin).await?;
+    kubelet.stop().await;
+    cluster.pass()
+}
