@@ -81,7 +81,7 @@ fn the_image_has_what_its_programs_need_and_nothing_else() {
     assert_eq!(there, programs.len(), "{names:?}");
     if fs::metadata("/proc/self").unwrap().uid() == 0 {
         for program in programs {
-            let mut alone = Command::new("chroot");
+            let mut alone = Command::new("/usr/sbin/chroot");
             alone
                 .arg("--userspec=65532:65532")
                 .arg(&out)
