@@ -16,7 +16,7 @@ use kube::{Api, Resource, ResourceExt, api::ListParams};
 use sealane_crd::RelayCluster;
 use sealane_plan::{
     Names, Observed, ValidCluster, names,
-    observed::{RelayFacts, Wanted},
+    observed::{RelayFacts, StatefulSetFacts, Wanted},
 };
 
 /// Annotation of a RelayCluster: addresses of its control plane, host:port, comma-separated. Followed only with
@@ -44,17 +44,8 @@ pub(crate) async fn observe(
     valid: &ValidCluster,
 ) -> Result<Seen, Failure> {
     let names = valid.names();
-    let ns = names.namespace();
-    let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), ns);
-    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), ns);
-    let stateful_set = sets
-        .get_opt(&names.control())
-        .await
-        .map_err(Failure::api("read the StatefulSet of the control plane"))?;
-    let deployment = deployments
-        .get_opt(&names.relay())
-        .await
-        .map_err(Failure::api("read the Deployment of relay nodes"))?;
+    let stateful_set = stateful_set(context, names).await?;
+    let deployment = deployment(context, names).await?;
     let pods: Vec<Pod> = list(
         context,
         names,
@@ -99,15 +90,29 @@ pub(crate) async fn observe(
     })
 }
 
-/// The Deployment again, after it was applied.
-pub(crate) async fn relays(
+/// What runs the pods, again, after it was applied.
+pub(crate) async fn workloads(
     context: &Context,
     names: &Names,
-) -> Result<Option<RelayFacts>, Failure> {
+) -> Result<(Option<StatefulSetFacts>, Option<RelayFacts>), Failure> {
+    let set = stateful_set(context, names).await?;
+    let relays = deployment(context, names).await?;
+    Ok((
+        set.as_ref().map(facts::stateful_set),
+        relays.as_ref().map(facts::relays),
+    ))
+}
+
+async fn stateful_set(context: &Context, names: &Names) -> Result<Option<StatefulSet>, Failure> {
+    let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), names.namespace());
+    let found = api.get_opt(&names.control()).await;
+    found.map_err(Failure::api("read the StatefulSet of the control plane"))
+}
+
+async fn deployment(context: &Context, names: &Names) -> Result<Option<Deployment>, Failure> {
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), names.namespace());
     let found = api.get_opt(&names.relay()).await;
-    let found = found.map_err(Failure::api("read the Deployment of relay nodes"))?;
-    Ok(found.as_ref().map(facts::relays))
+    found.map_err(Failure::api("read the Deployment of relay nodes"))
 }
 
 /// All objects of a part, those too that the StatefulSet has forgotten.

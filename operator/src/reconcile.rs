@@ -114,7 +114,9 @@ async fn work(
         let apis = context.apis().await?;
         let children = build::build(&plan.build_input(valid, apis));
         apply::apply(context, valid, &children, apis).await?;
-        relays = observe::relays(context, valid.names()).await?;
+        let set;
+        (set, relays) = observe::workloads(context, valid.names()).await?;
+        plan.applied(seen.observed.stateful_set.as_ref(), set.as_ref());
         act::grow(context, cluster, &plan.grow).await;
         act::act(context, cluster, &seen, &mut plan).await?;
     }

@@ -104,6 +104,7 @@ async fn helm_install_makes_exactly_these_objects() -> Result<()> {
     })
     .await?;
     scales(&cluster).await?;
+    another_namespace(&cluster).await?;
     refuses_old_definitions(&cluster, &values).await?;
     nothing_is_forbidden(&kubelet, &cluster).await?;
     kubelet.stop().await;
@@ -134,6 +135,70 @@ async fn scales(cluster: &Cluster) -> Result<()> {
             .await?;
         replicas(n).await?;
     }
+    Ok(())
+}
+
+/// A RelayCluster of the same name in another namespace is another one, and goes without the first.
+async fn another_namespace(cluster: &Cluster) -> Result<()> {
+    const OTHER: &str = "other";
+    let there = |path: &str| path.replacen("/namespaces/mail/", "/namespaces/other/", 1);
+    cluster.namespace(OTHER).await?;
+    let mut certificate = mail::certificate()?;
+    certificate["metadata"]["namespace"] = json!(OTHER);
+    let relay = json!({
+        "apiVersion": "sealane.io/v1alpha1",
+        "kind": "RelayCluster",
+        "metadata": { "name": NAME, "namespace": OTHER },
+        "spec": mail::spec(),
+    });
+    cluster.apply(&[certificate, relay]).await?;
+    wait::until("the other Deployment", LIMIT, || async {
+        cluster.api.get(&there(DEPLOYMENT)).await.map(drop)
+    })
+    .await?;
+    let ca = "/api/v1/namespaces/mail/secrets/mail-ca";
+    let (one, two) = (
+        cluster.api.get(ca).await?,
+        cluster.api.get(&there(ca)).await?,
+    );
+    ensure!(
+        one.get("data") != two.get("data"),
+        "one CA for two clusters"
+    );
+    let before = cluster.api.get(DEPLOYMENT).await?;
+    cluster
+        .kubectl(&[
+            "delete",
+            "relaycluster",
+            NAME,
+            "--namespace",
+            OTHER,
+            "--timeout=120s",
+        ])
+        .await?;
+    wait::until("the other cluster's objects are gone", LIMIT, || async {
+        for path in [
+            DEPLOYMENT,
+            "/apis/apps/v1/namespaces/mail/statefulsets/mail-control",
+            "/api/v1/namespaces/mail/services/mail-smtp",
+            "/api/v1/namespaces/mail/secrets/mail-relay-identity",
+        ] {
+            let left = cluster.api.find(&there(path)).await?;
+            ensure!(left.is_none(), "{}", there(path));
+        }
+        Ok(())
+    })
+    .await?;
+    cluster
+        .api
+        .get(&there(ca))
+        .await
+        .context("the CA is kept")?;
+    let after = cluster.api.get(DEPLOYMENT).await?;
+    ensure!(
+        text(&before, "/metadata/uid") == text(&after, "/metadata/uid"),
+        "the first one was made again"
+    );
     Ok(())
 }
 

@@ -1,10 +1,13 @@
 //! `sealane policy`.
 use crate::{Connection, Output};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Subcommand;
-use rand::RngCore;
+use rand::Rng;
 use sealane_wire::v1::{self, policy_client::PolicyClient};
-use std::io::Read;
+use std::io::{BufRead, IsTerminal, Read};
+
+/// Octets: more than any listener takes.
+const LONGEST_PASSWORD: u64 = 1024;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum PolicyCommand {
@@ -27,6 +30,46 @@ pub(crate) enum PolicyCommand {
     },
     /// The policy in force, as YAML that `apply` takes back; -o json gives the same as JSON.
     Get,
+    /// The verifier of a password (argon2id in PHC form), which a policy or a Secret may have instead of it.
+    ///
+    /// Asks twice on a terminal, and shows nothing; otherwise the password is the first line of standard input. The
+    /// password goes nowhere, and no cluster is asked.
+    ///
+    ///   sealane policy verifier
+    ///   kubectl -n mail create secret generic submitters --from-literal=app="$(sealane policy verifier)"
+    #[command(verbatim_doc_comment)]
+    Verifier,
+}
+
+fn salt() -> [u8; 16] {
+    rand::rng().random()
+}
+
+/// One line of standard input, or what somebody types twice.
+fn ask_password() -> anyhow::Result<String> {
+    if !std::io::stdin().is_terminal() {
+        return first_line(std::io::stdin().lock());
+    }
+    let password = rpassword::prompt_password("Password: ")?;
+    let again = rpassword::prompt_password("The same again: ")?;
+    ensure!(password == again, "the passwords differ: nothing is made");
+    not_empty(password)
+}
+
+fn first_line(input: impl BufRead) -> anyhow::Result<String> {
+    let mut line = String::new();
+    let read = input.take(LONGEST_PASSWORD).read_line(&mut line);
+    read.context("standard input, the password")?;
+    ensure!(
+        u64::try_from(line.len())? < LONGEST_PASSWORD,
+        "the password is longer than {LONGEST_PASSWORD} octets"
+    );
+    not_empty(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn not_empty(password: String) -> anyhow::Result<String> {
+    ensure!(!password.is_empty(), "the password is empty");
+    Ok(password)
 }
 
 pub(crate) async fn run(
@@ -48,11 +91,6 @@ pub(crate) async fn run(
             } else {
                 text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
             }
-            let mut salt = || {
-                let mut s = [0; 16];
-                rand::rng().fill_bytes(&mut s);
-                s
-            };
             let documents = sealane_policy::parse_yaml(&text, &file, &mut salt)?;
             let request = v1::PolicyApplyRequest {
                 documents: documents.iter().map(|d| d.wire().clone()).collect(),
@@ -87,6 +125,17 @@ pub(crate) async fn run(
             }
             println!("revision {}", reply.revision);
         }
+        PolicyCommand::Verifier => {
+            let verifier = sealane_policy::hash_password(&ask_password()?, &salt())
+                .map_err(anyhow::Error::msg)?;
+            // Plain in a pipe too: it is for Secrets and files.
+            match asked {
+                Some(Output::Json) => {
+                    println!("{}", serde_json::json!({ "passwordVerifier": verifier }));
+                }
+                _ => println!("{verifier}"),
+            }
+        }
         PolicyCommand::Get => {
             let set = connection
                 .first(|c| async move { PolicyClient::new(c).get(v1::PolicyGetRequest {}).await })
@@ -108,4 +157,21 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_one_line_that_is_neither_empty_nor_endless() {
+        for text in ["säkret", "säkret\n", "säkret\r\nanother\n"] {
+            assert_eq!(first_line(text.as_bytes()).unwrap(), "säkret");
+        }
+        assert!(first_line("".as_bytes()).is_err());
+        assert!(first_line("\nsecond".as_bytes()).is_err());
+        assert!(first_line(&b"\xff\n"[..]).is_err());
+        assert!(first_line("x".repeat(5000).as_bytes()).is_err());
+    }
 }

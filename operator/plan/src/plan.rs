@@ -7,7 +7,7 @@ mod steps;
 mod tests;
 mod view;
 
-use crate::observed::{Observed, RelayFacts};
+use crate::observed::{Observed, RelayFacts, StatefulSetFacts};
 use sealane_crd::reason;
 use std::fmt;
 use view::View;
@@ -196,6 +196,18 @@ pub struct Plan {
     pub relay_image: String,
     /// All control-plane pods are of the newest template and ready.
     pub control_current: bool,
+}
+
+impl Plan {
+    /// Its objects are applied. If that changed the StatefulSet, the plan is about one that was: nothing is settled before
+    /// the next pass has looked at its pods.
+    pub fn applied(&mut self, before: Option<&StatefulSetFacts>, after: Option<&StatefulSetFacts>) {
+        let generation = |set: Option<&StatefulSetFacts>| set.map(|s| s.generation);
+        if self.step.is_none() && self.waiting.is_none() && generation(before) != generation(after)
+        {
+            self.waiting = Next::wait(reason::STEPPING, steps::BEHIND).waiting;
+        }
+    }
 }
 
 /// Decides.

@@ -16,7 +16,9 @@ const FIRST: Duration = Duration::from_secs(5);
 pub struct PolicyWatch;
 
 impl PolicyWatch {
-    /// Follows the policy until `stop`; `None` until the first set arrived.
+    /// Follows the policy until `stop`; `None` until a set arrived that somebody applied. What a node says
+    /// before that, revision 0, is no policy: who took it for one would refuse all mail for good (550) while
+    /// the cluster is set up.
     pub fn start(
         name: &str,
         members: Members,
@@ -75,12 +77,9 @@ async fn watch_one(
         let Some(set) = set else { return Ok(()) };
         first = false;
         backoff.reset();
-        // A node that lags behind does not take us back.
-        if tx
-            .borrow()
-            .as_ref()
-            .is_some_and(|now: &Arc<PolicySnapshot>| now.revision() >= set.revision)
-        {
+        // A node that lags behind does not take us back, and before the first policy there is none.
+        let known = tx.borrow().as_ref().map_or(0, |now| now.revision());
+        if set.revision <= known {
             continue;
         }
         match PolicySnapshot::from_wire(&set) {

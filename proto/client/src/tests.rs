@@ -2,8 +2,8 @@
 mod fake_node;
 
 use crate::{
-    Content, DeliverClient, Members, Renewal, ShareClient, Submission, SubmitClient, SubmitError,
-    UploadError,
+    Content, DeliverClient, Members, PolicyWatch, Renewal, ShareClient, Submission, SubmitClient,
+    SubmitError, UploadError,
 };
 use bytes::Bytes;
 use fake_node::{FakeNode, Heard};
@@ -440,4 +440,35 @@ async fn shares_are_asked_where_they_are_dealt() {
     });
     two.deals(elsewhere(&one));
     client.deal(need()).await.expect_err("a share per need");
+}
+
+#[tokio::test]
+async fn before_the_first_policy_there_is_none_and_no_node_takes_it_back() {
+    let (one, two) = (FakeNode::start(1).await, FakeNode::start(2).await);
+    let mut policy = PolicyWatch::start(
+        "relay-1",
+        members(&[&one, &two]),
+        &TaskTracker::new(),
+        CancellationToken::new(),
+    );
+    // Both say revision 0: nobody applied anything.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(policy.borrow_and_update().is_none());
+    one.has_policy(7);
+    timeout(PATIENCE, policy.changed()).await.unwrap().unwrap();
+    let in_force = |policy: &tokio::sync::watch::Receiver<_>| {
+        let now = policy.borrow();
+        let now: &std::sync::Arc<sealane_policy::PolicySnapshot> = Option::as_ref(&now).unwrap();
+        now.revision()
+    };
+    assert_eq!(in_force(&policy), 7);
+    policy.mark_unchanged();
+    // An older one is none, wherever it comes from.
+    one.has_policy(0);
+    one.has_policy(6);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!policy.has_changed().unwrap());
+    one.has_policy(8);
+    timeout(PATIENCE, policy.changed()).await.unwrap().unwrap();
+    assert_eq!(in_force(&policy), 8);
 }

@@ -1,9 +1,10 @@
 //! A relay as a user would make it: the chart's values, Secrets, policy; and the admin's way in.
 
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use super::manifests::{condition, text};
 use super::{Cluster, Kubelet, assets};
 use crate::load::{Kind, Target};
-use crate::policy::{SERVED, SUBMITTER};
+use crate::policy::{PASSWORD, SERVED, SUBMITTER};
 use crate::{ports, tls, tools, wait};
 
 /// Namespace of everything.
@@ -31,9 +32,6 @@ pub const SUBMITTERS: &str = "submitters";
 pub const PATH: &str = "/apis/sealane.io/v1alpha1/namespaces/mail/relayclusters/mail";
 /// Path of RelayPolicies.
 pub const POLICIES: &str = "/apis/sealane.io/v1alpha1/namespaces/mail/relaypolicies";
-
-/// argon2id of [`crate::policy::PASSWORD`], as `argon2 SALT -id -t 2 -k 19456 -p 1 -e` prints it.
-const VERIFIER: &str = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$UK19aGNEuw72GqL4LPm/3lP75vQeG2o9o0IO0U5D9Nw";
 
 /// Control-plane nodes for which addresses are set aside.
 const NODES: u32 = 7;
@@ -109,9 +107,27 @@ pub fn authority(due: Duration) -> Result<Value> {
 /// When the API server refuses one.
 pub async fn prepare(cluster: &Cluster) -> Result<()> {
     cluster.namespace(NAMESPACE).await?;
-    let verifiers = secret(SUBMITTERS, "Opaque", &[(SUBMITTER, VERIFIER)]);
+    let verifiers = secret(SUBMITTERS, "Opaque", &[(SUBMITTER, &verifier(PASSWORD)?)]);
     cluster.apply(&[certificate()?, verifiers]).await?;
     Ok(())
+}
+
+/// What the admin CLI makes of a password, with its line end, as `--from-file` would take it over.
+///
+/// # Errors
+/// When it fails.
+fn verifier(password: &str) -> Result<String> {
+    let mut child = Command::new(tools::folder()?.join("sealane"))
+        .args(["policy", "verifier"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().context("its standard input")?;
+    writeln!(input, "{password}")?;
+    drop(input);
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Documents as of [`crate::policy::demo`].

@@ -105,14 +105,14 @@ pub(super) fn grow(v: &View<'_>) -> Vec<VolumeGrowth> {
         .collect()
 }
 
+/// What is waited for after the StatefulSet was changed.
+pub(super) const BEHIND: &str =
+    "Kubernetes has not looked at the StatefulSet of the control plane yet";
+
 /// Its status says nothing about what was applied last.
 fn stateful_set_is_behind(_: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
-    (!set.is_current() || set.update_revision.is_none()).then(|| {
-        Next::wait(
-            reason::STEPPING,
-            "Kubernetes has not looked at the StatefulSet of the control plane yet",
-        )
-    })
+    (!set.is_current() || set.update_revision.is_none())
+        .then(|| Next::wait(reason::STEPPING, BEHIND))
 }
 
 fn pods_come_and_go(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {

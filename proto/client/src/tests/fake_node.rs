@@ -3,6 +3,7 @@ use bytes::Bytes;
 use sealane_types::MessageId;
 use sealane_wire::v1::{
     self, deliver_event, deliver_request,
+    policy_server::{Policy, PolicyServer},
     queue_server::{Queue, QueueServer},
     submit_outcome::Kind,
     submit_reply, submit_request,
@@ -22,7 +23,7 @@ use tokio::{
 };
 use tokio_stream::{
     Stream,
-    wrappers::{ReceiverStream, TcpListenerStream},
+    wrappers::{ReceiverStream, TcpListenerStream, WatchStream},
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -53,6 +54,7 @@ struct Shared {
     submit: Mutex<Option<mpsc::Sender<Result<v1::SubmitReply, Status>>>>,
     deliver: Mutex<Option<mpsc::Sender<Result<v1::DeliverEvent, Status>>>>,
     shares: Mutex<v1::ShareReply>,
+    policy: watch::Sender<v1::PolicySet>,
     shown: AtomicU64,
 }
 
@@ -77,10 +79,12 @@ impl FakeNode {
             submit: Mutex::default(),
             deliver: Mutex::default(),
             shares: Mutex::default(),
+            policy: watch::Sender::default(),
             shown: AtomicU64::new(0),
         });
         let server = tonic::transport::Server::builder()
-            .add_service(QueueServer::new(Service(shared.clone())));
+            .add_service(QueueServer::new(Service(shared.clone())))
+            .add_service(PolicyServer::new(Service(shared.clone())));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Self {
             address,
@@ -103,6 +107,15 @@ impl FakeNode {
     /// Every question for shares is answered so.
     pub(super) fn deals(&self, reply: v1::ShareReply) {
         *self.shared.shares.lock().unwrap() = reply;
+    }
+
+    /// Its policy from now on: a set without documents.
+    pub(super) fn has_policy(&self, revision: u64) {
+        let set = v1::PolicySet {
+            revision,
+            ..Default::default()
+        };
+        self.shared.policy.send_replace(set);
     }
 
     /// All streams end; this node leads nothing any more as far as Submit goes.
@@ -213,6 +226,34 @@ impl Shared {
             shards: 8,
             ..Default::default()
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Policy for Service {
+    type WatchStream = Out<v1::PolicySet>;
+
+    async fn watch(
+        &self,
+        _: Request<v1::PolicyWatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let sets = WatchStream::new(self.0.policy.subscribe());
+        let sets = tokio_stream::StreamExt::map(sets, Ok);
+        Ok(Response::new(Box::pin(sets)))
+    }
+
+    async fn get(
+        &self,
+        _: Request<v1::PolicyGetRequest>,
+    ) -> Result<Response<v1::PolicySet>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
+    async fn apply(
+        &self,
+        _: Request<v1::PolicyApplyRequest>,
+    ) -> Result<Response<v1::PolicyApplyReply>, Status> {
+        Err(Status::unimplemented("nobody asks"))
     }
 }
 

@@ -471,3 +471,28 @@ fn states_are_read_as_the_control_plane_says_them() {
         assert_eq!(MemberState::parse(text), state, "{text}");
     }
 }
+
+#[test]
+fn a_template_that_this_pass_changed_is_not_settled() {
+    let o = rest(3);
+    let before = o.stateful_set.as_ref();
+    let mut same = plan(&o);
+    same.applied(before, before);
+    assert_eq!(same.waiting, None);
+
+    let mut changed = o.stateful_set.clone().unwrap();
+    changed.generation += 1;
+    let mut new = plan(&o);
+    new.applied(before, Some(&changed));
+    assert_eq!(new.waiting.unwrap().reason, reason::STEPPING);
+    let mut none_before = plan(&o);
+    none_before.applied(None, before);
+    assert_eq!(none_before.waiting.unwrap().reason, reason::STEPPING);
+
+    // What the plan says already is more than that.
+    let mut paused = o.clone();
+    paused.wanted.paused = true;
+    let mut paused = plan(&paused);
+    paused.applied(before, Some(&changed));
+    assert_eq!(paused.waiting.unwrap().reason, reason::PAUSED);
+}
