@@ -67,7 +67,8 @@ impl Context {
     async fn has(&self, group: &str, kind: &str) -> Result<bool, Failure> {
         match self.client.list_api_group_resources(group).await {
             Ok(list) => Ok(list.resources.iter().any(|r| r.kind == kind)),
-            Err(kube::Error::Api(s)) if s.is_not_found() => Ok(false),
+            // Not `is_not_found`: about a group that it does not know the API server speaks plain text, without a reason.
+            Err(kube::Error::Api(s)) if s.code == 404 => Ok(false),
             Err(e) => Err(Failure::api(format!("ask for the API {group}"))(e)),
         }
     }

@@ -86,6 +86,7 @@ impl FakeApi {
             }
             Method::GET => match self.get(&path) {
                 Some(o) => ok(&o),
+                None if is_group(&path) => unknown_path(),
                 None => status(StatusCode::NOT_FOUND, "NotFound"),
             },
             Method::POST => {
@@ -149,6 +150,18 @@ impl FakeApi {
 fn is_collection(path: &str) -> bool {
     let before = if path.starts_with("/apis/") { 7 } else { 6 };
     path.split('/').count() == before
+}
+
+/// `/apis/GROUP/VERSION`.
+fn is_group(path: &str) -> bool {
+    path.starts_with("/apis/") && path.split('/').count() == 4
+}
+
+/// As the API server answers where it has nothing.
+fn unknown_path() -> Response<Body> {
+    let mut response = Response::new(Body::from(b"404 page not found\n".to_vec()));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 fn selector(query: &str) -> Vec<(String, String)> {

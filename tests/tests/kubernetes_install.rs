@@ -145,11 +145,13 @@ async fn another_namespace(cluster: &Cluster) -> Result<()> {
     cluster.namespace(OTHER).await?;
     let mut certificate = mail::certificate()?;
     certificate["metadata"]["namespace"] = json!(OTHER);
+    let mut spec = mail::spec();
+    spec["image"] = json!("sealane:one");
     let relay = json!({
         "apiVersion": "sealane.io/v1alpha1",
         "kind": "RelayCluster",
         "metadata": { "name": NAME, "namespace": OTHER },
-        "spec": mail::spec(),
+        "spec": spec,
     });
     cluster.apply(&[certificate, relay]).await?;
     wait::until("the other Deployment", LIMIT, || async {
