@@ -58,19 +58,24 @@ async fn live(admin: &Admin) -> Result<Vec<String>> {
 }
 
 async fn policies(cluster: &Cluster, admin: &Admin) -> Result<()> {
+    let before = ["Destination/*", "Domain/served.example", "Submitter/demo"];
+    // What `helm test` took in goes out again.
+    wait::until("only the first is live", LIMIT, || async {
+        let names = live(admin).await?;
+        ensure!(names == before, "{names:?}");
+        Ok(())
+    })
+    .await?;
     let base = until(cluster, "base", "Synced", "True").await?.0;
     let first = revision(&base, "/status/revision");
     ensure!(first > 0, "{base}");
-    let object = cluster.api.get(PATH).await?;
-    ensure!(
-        revision(&object, "/status/policyRevision") == first,
-        "{object}"
-    );
-    let before = live(admin).await?;
-    ensure!(
-        before == ["Destination/*", "Domain/served.example", "Submitter/demo"],
-        "{before:?}"
-    );
+    wait::until("the RelayCluster says the same revision", LIMIT, || async {
+        let object = cluster.api.get(PATH).await?;
+        let said = revision(&object, "/status/policyRevision");
+        ensure!(said == first, "{said}, not {first}");
+        Ok(())
+    })
+    .await?;
 
     // A second one is joined with the first.
     let more = json!([{ "kind": "Domain", "name": "more.example", "recipients": ["info"] }]);
