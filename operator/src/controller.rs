@@ -10,7 +10,7 @@ use crate::{
     reconcile,
 };
 use futures_util::{
-    Stream, StreamExt,
+    Stream, StreamExt, TryStreamExt,
     future::BoxFuture,
     stream::{BoxStream, select_all},
 };
@@ -109,6 +109,7 @@ where
 fn from_policies(scope: &Scope, client: &Client) -> Requests<RelayCluster> {
     let routes = Routes::default();
     let changes = watcher(scope.api::<RelayPolicy>(client), watcher::Config::default())
+        .map_ok(policies::marked)
         .default_backoff()
         .touched_objects()
         .predicate_filter(policies::changed, PredicateConfig::default());

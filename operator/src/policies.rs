@@ -9,8 +9,13 @@ use crate::{
     failure::Failure,
     status,
 };
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
+use k8s_openapi::{
+    api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{controller::Action, watcher::Event},
+};
 use sealane_crd::{RelayCluster, RelayPolicy, RelayPolicyStatus};
 use sealane_plan::{
     conditions::{self, PolicyState},
@@ -34,6 +39,18 @@ pub(crate) fn changed(policy: &RelayPolicy) -> Option<u64> {
     meta.generation.hash(&mut hasher);
     meta.deletion_timestamp.is_some().hash(&mut hasher);
     Some(hasher.finish())
+}
+
+/// A deletion tells how the object was last, which is nothing new to [`changed`]: it is marked as what it is.
+pub(crate) fn marked(event: Event<RelayPolicy>) -> Event<RelayPolicy> {
+    match event {
+        Event::Delete(mut policy) => {
+            let since = &mut policy.meta_mut().deletion_timestamp;
+            since.get_or_insert_with(|| Time(Timestamp::now()));
+            Event::Delete(policy)
+        }
+        other => other,
+    }
 }
 
 /// The policies of a cluster, in no order; those that are going are left out.
@@ -256,4 +273,28 @@ pub(crate) async fn abandon(context: &Context, policy: &RelayPolicy) -> Result<(
         documents: u32::try_from(policy.spec.documents.len()).unwrap_or(u32::MAX),
     };
     status::write(context, policy, &old, &new).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_deletion_is_a_change_though_the_object_is_as_it_was() {
+        let policy: RelayPolicy = serde_json::from_value(json!({
+            "apiVersion": "sealane.io/v1alpha1", "kind": "RelayPolicy",
+            "metadata": {"name": "p", "namespace": "ns", "generation": 1},
+            "spec": {"clusterRef": {"name": "c"}}
+        }))
+        .unwrap();
+        let after = |event| match marked(event) {
+            Event::Apply(p) | Event::Delete(p) => changed(&p),
+            _ => None,
+        };
+        let before = changed(&policy);
+        assert_eq!(after(Event::Apply(policy.clone())), before);
+        assert_ne!(after(Event::Delete(policy)), before);
+    }
 }

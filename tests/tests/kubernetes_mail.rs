@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 const START: Duration = Duration::from_secs(240);
 const LIMIT: Duration = Duration::from_secs(120);
+/// Less than the minute after which the operator looks without being told.
+const PROMPT: Duration = Duration::from_secs(30);
 /// When the CA is to be replaced: the relay takes mail by then.
 const DUE: Duration = Duration::from_secs(150);
 /// Until a step of it is over.
@@ -124,9 +126,9 @@ async fn policies(cluster: &Cluster, admin: &Admin) -> Result<()> {
     cluster
         .kubectl(&["delete", "relaypolicy", "rival", "--namespace", NAMESPACE])
         .await?;
+    mail::until(cluster, "PolicySynced", "True", PROMPT).await?;
     until(cluster, "more", "Conflict", "False").await?;
     until(cluster, "base", "Synced", "True").await?;
-    mail::until(cluster, "PolicySynced", "True", LIMIT).await?;
 
     // A document that only the validator can refuse.
     let wrong = json!([{ "kind": "Destination", "name": "wrong.example", "retry": { "delays": ["soon"] } }]);
