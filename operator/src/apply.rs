@@ -17,20 +17,21 @@ use sealane_plan::{
     names,
 };
 
-/// Applies, then removes.
+/// Applies, then removes. Answers with the objects as the API server has them now, with their statuses.
 pub(crate) async fn apply(
     context: &Context,
     valid: &ValidCluster,
     children: &Children,
     apis: Apis,
-) -> Result<(), Failure> {
+) -> Result<Vec<DynamicObject>, Failure> {
     let kinds = build::kinds(apis);
     let objects = children.objects();
+    let mut applied = Vec::with_capacity(objects.len());
     for object in &objects {
         let Some(kind) = kinds.iter().find(|k| is_of(k, object.types.as_ref())) else {
             continue;
         };
-        put(context, valid, kind, object).await?;
+        applied.push(put(context, valid, kind, object).await?);
     }
     for kind in &kinds {
         let wanted = |name: &str| {
@@ -39,7 +40,7 @@ pub(crate) async fn apply(
         };
         prune(context, valid, kind, wanted).await?;
     }
-    Ok(())
+    Ok(applied)
 }
 
 fn is_of(kind: &ApiResource, types: Option<&TypeMeta>) -> bool {
@@ -51,15 +52,13 @@ async fn put(
     valid: &ValidCluster,
     kind: &ApiResource,
     object: &DynamicObject,
-) -> Result<(), Failure> {
+) -> Result<DynamicObject, Failure> {
     let api: Api<DynamicObject> =
         Api::namespaced_with(context.client.clone(), valid.names().namespace(), kind);
     let name = object.name_any();
     let ours = PatchParams::apply(CONTROLLER).force();
     let applied = api.patch(&name, &ours, &Patch::Apply(object)).await;
-    applied
-        .map(drop)
-        .map_err(Failure::api(format!("apply {} {name}", kind.kind)))
+    applied.map_err(Failure::api(format!("apply {} {name}", kind.kind)))
 }
 
 /// Deletes what this RelayCluster owns and does not want any more.

@@ -13,6 +13,14 @@ pub(crate) enum Failure {
         /// As the client says it.
         cause: kube::Error,
     },
+    /// The API server took an object, and answered with one that is none of its kind.
+    #[error("what the API server answered about a {kind} is none: {cause}")]
+    Answer {
+        /// Of the object.
+        kind: String,
+        /// As the client says it.
+        cause: kube::core::dynamic::ParseDynamicObjectError,
+    },
     /// A certificate could not be made.
     #[error(transparent)]
     Issue(#[from] IssueError),

@@ -12,12 +12,16 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{PersistentVolumeClaim, Pod},
 };
-use kube::{Api, Resource, ResourceExt, api::ListParams};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DynamicObject, ListParams},
+};
 use sealane_crd::RelayCluster;
 use sealane_plan::{
     Names, Observed, ValidCluster, names,
     observed::{RelayFacts, StatefulSetFacts, Wanted},
 };
+use serde::de::DeserializeOwned;
 
 /// Annotation of a RelayCluster: addresses of its control plane, host:port, comma-separated. Followed only with
 /// `--allow-endpoint-override`.
@@ -44,8 +48,16 @@ pub(crate) async fn observe(
     valid: &ValidCluster,
 ) -> Result<Seen, Failure> {
     let names = valid.names();
-    let stateful_set = stateful_set(context, names).await?;
-    let deployment = deployment(context, names).await?;
+    let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), names.namespace());
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), names.namespace());
+    let stateful_set = sets
+        .get_opt(&names.control())
+        .await
+        .map_err(Failure::api("read the StatefulSet of the control plane"))?;
+    let deployment = deployments
+        .get_opt(&names.relay())
+        .await
+        .map_err(Failure::api("read the Deployment of relay nodes"))?;
     let pods: Vec<Pod> = list(
         context,
         names,
@@ -90,29 +102,30 @@ pub(crate) async fn observe(
     })
 }
 
-/// What runs the pods, again, after it was applied.
-pub(crate) async fn workloads(
-    context: &Context,
-    names: &Names,
+/// What runs the pods, as it is after it was applied.
+pub(crate) fn workloads(
+    applied: &[DynamicObject],
 ) -> Result<(Option<StatefulSetFacts>, Option<RelayFacts>), Failure> {
-    let set = stateful_set(context, names).await?;
-    let relays = deployment(context, names).await?;
+    let set = one::<StatefulSet>(applied)?;
+    let relays = one::<Deployment>(applied)?;
     Ok((
         set.as_ref().map(facts::stateful_set),
         relays.as_ref().map(facts::relays),
     ))
 }
 
-async fn stateful_set(context: &Context, names: &Names) -> Result<Option<StatefulSet>, Failure> {
-    let api: Api<StatefulSet> = Api::namespaced(context.client.clone(), names.namespace());
-    let found = api.get_opt(&names.control()).await;
-    found.map_err(Failure::api("read the StatefulSet of the control plane"))
-}
-
-async fn deployment(context: &Context, names: &Names) -> Result<Option<Deployment>, Failure> {
-    let api: Api<Deployment> = Api::namespaced(context.client.clone(), names.namespace());
-    let found = api.get_opt(&names.relay()).await;
-    found.map_err(Failure::api("read the Deployment of relay nodes"))
+/// The only object of its kind.
+fn one<K>(applied: &[DynamicObject]) -> Result<Option<K>, Failure>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    let is = |o: &&DynamicObject| o.types.as_ref().is_some_and(|t| t.kind == K::kind(&()));
+    let found = applied.iter().find(is).cloned();
+    let parsed = found.map(DynamicObject::try_parse).transpose();
+    parsed.map_err(|cause| Failure::Answer {
+        kind: K::kind(&()).into_owned(),
+        cause,
+    })
 }
 
 /// All objects of a part, those too that the StatefulSet has forgotten.
@@ -126,7 +139,7 @@ where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
         + std::fmt::Debug
-        + serde::de::DeserializeOwned,
+        + DeserializeOwned,
 {
     let api: Api<K> = Api::namespaced(context.client.clone(), names.namespace());
     let (cluster, component) = (names::CLUSTER_LABEL, names::LABEL_COMPONENT);

@@ -113,10 +113,10 @@ async fn work(
     if !paused {
         let apis = context.apis().await?;
         let children = build::build(&plan.build_input(valid, apis));
-        apply::apply(context, valid, &children, apis).await?;
+        let applied = apply::apply(context, valid, &children, apis).await?;
         let set;
-        (set, relays) = observe::workloads(context, valid.names()).await?;
-        plan.applied(seen.observed.stateful_set.as_ref(), set.as_ref());
+        (set, relays) = observe::workloads(&applied)?;
+        plan.after_applying(seen.observed.stateful_set.as_ref(), set.as_ref());
         act::grow(context, cluster, &plan.grow).await;
         act::act(context, cluster, &seen, &mut plan).await?;
     }

@@ -201,7 +201,11 @@ pub struct Plan {
 impl Plan {
     /// Its objects are applied. If that changed the StatefulSet, the plan is about one that was: nothing is settled before
     /// the next pass has looked at its pods.
-    pub fn applied(&mut self, before: Option<&StatefulSetFacts>, after: Option<&StatefulSetFacts>) {
+    pub fn after_applying(
+        &mut self,
+        before: Option<&StatefulSetFacts>,
+        after: Option<&StatefulSetFacts>,
+    ) {
         let generation = |set: Option<&StatefulSetFacts>| set.map(|s| s.generation);
         if self.step.is_none() && self.waiting.is_none() && generation(before) != generation(after)
         {

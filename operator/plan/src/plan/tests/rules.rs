@@ -477,22 +477,22 @@ fn a_template_that_this_pass_changed_is_not_settled() {
     let o = rest(3);
     let before = o.stateful_set.as_ref();
     let mut same = plan(&o);
-    same.applied(before, before);
+    same.after_applying(before, before);
     assert_eq!(same.waiting, None);
 
     let mut changed = o.stateful_set.clone().unwrap();
     changed.generation += 1;
     let mut new = plan(&o);
-    new.applied(before, Some(&changed));
+    new.after_applying(before, Some(&changed));
     assert_eq!(new.waiting.unwrap().reason, reason::STEPPING);
     let mut none_before = plan(&o);
-    none_before.applied(None, before);
+    none_before.after_applying(None, before);
     assert_eq!(none_before.waiting.unwrap().reason, reason::STEPPING);
 
     // What the plan says already is more than that.
     let mut paused = o.clone();
     paused.wanted.paused = true;
     let mut paused = plan(&paused);
-    paused.applied(before, Some(&changed));
+    paused.after_applying(before, Some(&changed));
     assert_eq!(paused.waiting.unwrap().reason, reason::PAUSED);
 }
