@@ -6,7 +6,7 @@ use rand::Rng;
 use sealane_wire::v1::{self, policy_client::PolicyClient};
 use std::io::{BufRead, IsTerminal, Read};
 
-/// Octets: more than any listener takes.
+/// Octets.
 const LONGEST_PASSWORD: u64 = 1024;
 
 #[derive(Subcommand, Debug)]
@@ -53,22 +53,23 @@ fn ask_password() -> anyhow::Result<String> {
     let password = rpassword::prompt_password("Password: ")?;
     let again = rpassword::prompt_password("The same again: ")?;
     ensure!(password == again, "the passwords differ: nothing is made");
-    not_empty(password)
+    checked(password)
 }
 
 fn first_line(input: impl BufRead) -> anyhow::Result<String> {
     let mut line = String::new();
-    let read = input.take(LONGEST_PASSWORD).read_line(&mut line);
+    // Room for a line end.
+    let read = input.take(LONGEST_PASSWORD + 2).read_line(&mut line);
     read.context("standard input, the password")?;
-    ensure!(
-        u64::try_from(line.len())? < LONGEST_PASSWORD,
-        "the password is longer than {LONGEST_PASSWORD} octets"
-    );
-    not_empty(line.trim_end_matches(['\r', '\n']).to_owned())
+    checked(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-fn not_empty(password: String) -> anyhow::Result<String> {
+fn checked(password: String) -> anyhow::Result<String> {
     ensure!(!password.is_empty(), "the password is empty");
+    ensure!(
+        u64::try_from(password.len())? <= LONGEST_PASSWORD,
+        "the password is longer than {LONGEST_PASSWORD} octets"
+    );
     Ok(password)
 }
 
@@ -172,6 +173,12 @@ mod tests {
         assert!(first_line("".as_bytes()).is_err());
         assert!(first_line("\nsecond".as_bytes()).is_err());
         assert!(first_line(&b"\xff\n"[..]).is_err());
+        let longest = "x".repeat(1024);
+        assert_eq!(
+            first_line(format!("{longest}\r\n").as_bytes()).unwrap(),
+            longest
+        );
+        assert!(first_line(format!("{longest}x").as_bytes()).is_err());
         assert!(first_line("x".repeat(5000).as_bytes()).is_err());
     }
 }
