@@ -80,6 +80,9 @@ async fn watch_one(
         // A node that lags behind does not take us back, and before the first policy there is none.
         let known = tx.borrow().as_ref().map_or(0, |now| now.revision());
         if set.revision <= known {
+            if known == 0 {
+                tracing::info!(%address, "nobody applied a policy yet: not ready, no mail is taken");
+            }
             continue;
         }
         match PolicySnapshot::from_wire(&set) {
