@@ -21,16 +21,18 @@ const BLIND: &[Rule] = &[
 /// 1. Bring back a pod whose member has places.
 /// 2. Finish, or take back, a removal.
 /// 3. Finish a scale-down: pod, then volume.
-/// 4. Mend: restart what runs and is not ready, with the newest template.
-/// 5. Add spares, raise, remove: one, and only from rest.
-/// 6. Restart what has an old template.
-/// 7. Make the StatefulSet again for larger volumes.
+/// 4. Drop spares that are not wanted: they hold nothing.
+/// 5. Mend: restart what runs and is not ready, with the newest template.
+/// 6. Add spares, raise, remove: one, and only from rest.
+/// 7. Restart what has an old template.
+/// 8. Make the StatefulSet again for larger volumes.
 const SEEING: &[Rule] = &[
     another_cluster_answers,
     bring_back,
     removals_under_way,
     lower,
     delete_volume,
+    drop_spare,
     mend,
     add_spare,
     raise,
@@ -261,6 +263,17 @@ fn delete_volume(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     }))
 }
 
+/// The highest ordinal that is not wanted, if it holds nothing. It is not waited for until it is ready.
+fn drop_spare(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
+    let (n, m) = unwanted(v)?;
+    (m.state == MemberState::Spare).then(|| Next::step(Step::RemoveMember { name: v.name(n) }))
+}
+
+/// The highest ordinal that is not wanted, whether it has a pod or not.
+fn unwanted<'a>(v: &View<'a>) -> Option<(u32, &'a MemberFacts)> {
+    v.current().filter(|(n, _)| *n >= v.o.wanted.replicas).last()
+}
+
 /// One that runs, is not ready, and has an old template, while all others are ready: nothing that works is taken away.
 fn mend(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     let ill = v.pods.values().find(|p| !p.ready && is_old(p, set))?;
@@ -359,12 +372,9 @@ fn in_the_way(v: &View<'_>, volume: &str) -> Next {
     )
 }
 
-/// The highest ordinal that is not wanted, whether it has a pod or not.
+/// One that holds copies: they move away first.
 fn remove(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
-    let (n, m) = v
-        .current()
-        .filter(|(n, _)| *n >= v.o.wanted.replicas)
-        .last()?;
+    let (n, m) = unwanted(v)?;
     let name = v.name(n);
     let what = format!("removing {name}");
     let step = Step::RemoveMember { name };
@@ -378,7 +388,6 @@ fn remove(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
         })
     };
     match m.state {
-        MemberState::Spare => Some(Next::step(step)),
         MemberState::Lost => Some(enough(v.active()).unwrap_or_else(|| Next::step(step))),
         MemberState::Active => {
             if let Some(wait) = enough(v.active().saturating_sub(1)) {
@@ -396,7 +405,7 @@ fn remove(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
                 Some(why) => Some(Next::wait(reason::WAITING, format!("{what} waits: {why}"))),
             }
         }
-        MemberState::Leaving | MemberState::Removed => None,
+        MemberState::Spare | MemberState::Leaving | MemberState::Removed => None,
         MemberState::Unknown => Some(Next::stuck(
             reason::MEMBER_LOST,
             format!(

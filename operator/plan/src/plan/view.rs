@@ -144,11 +144,12 @@ impl<'a> View<'a> {
         up * 2 > g.voters.len()
     }
 
-    /// Pods with an ordinal below `replicas` that are not ready, but for one.
+    /// Pods with an ordinal below `replicas` that are not ready, but for one. Not those that [rest](Self::rests): they never
+    /// will be, and nothing depends on them.
     pub(super) fn not_ready(&self, but: Option<u32>) -> Option<String> {
         let replicas = self.set().map_or(0, |s| s.replicas);
         let bad: Vec<String> = (0..replicas)
-            .filter(|n| Some(*n) != but && !self.is_ready(*n))
+            .filter(|n| Some(*n) != but && !self.is_ready(*n) && !self.rests(*n))
             .map(|n| self.describe(n))
             .collect();
         (!bad.is_empty()).then(|| bad.join("; "))

@@ -63,8 +63,6 @@ fn configurations_have_documented_fields_only() {
             .cloned(),
     );
     relay.insert("metricsListen".to_owned());
-    // Written down with the PROXY protocol.
-    relay.insert("proxyProtocolFrom".to_owned());
     for spec in [minimal(), full()] {
         let cluster = raw(&spec);
         let input = BuildInput {

@@ -325,6 +325,45 @@ fn a_removal_that_cannot_be_taken_back_is_finished_and_the_node_made_anew() {
     waits(&o, "mail-control-4 has not joined");
 }
 
+/// It was wanted again, and then not, while its pod was there; a pod above it keeps it from being lowered.
+#[test]
+fn a_pod_of_a_removed_member_below_others_is_not_waited_for() {
+    let remove = Step::RemoveMember {
+        name: "mail-control-5".to_owned(),
+    };
+    let mut o = rest(6);
+    o.wanted.replicas = 3;
+    member(&mut o, 4).state = MemberState::Removed;
+    o.pods[4].ready = false;
+    assert_eq!(step(&o), remove);
+    member(&mut o, 1).state = MemberState::Spare;
+    assert_eq!(
+        step(&o),
+        Step::AddMember {
+            name: "mail-control-1".to_owned()
+        }
+    );
+    member(&mut o, 5).state = MemberState::Spare;
+    assert_eq!(step(&o), remove);
+    member(&mut o, 5).state = MemberState::Removed;
+    assert_eq!(step(&o), Step::LowerReplicas { replicas: 5 });
+}
+
+#[test]
+fn an_unwanted_spare_goes_before_it_is_ready() {
+    let mut o = rest(4);
+    o.wanted.replicas = 3;
+    member(&mut o, 1).state = MemberState::Spare;
+    member(&mut o, 3).state = MemberState::Spare;
+    o.pods[3].ready = false;
+    assert_eq!(
+        step(&o),
+        Step::RemoveMember {
+            name: "mail-control-3".to_owned()
+        }
+    );
+}
+
 #[test]
 fn the_volume_of_a_removed_member_is_in_the_way() {
     let mut o = rest(4);

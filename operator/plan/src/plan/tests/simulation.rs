@@ -1,7 +1,7 @@
 //! Everything goes wrong in the model, and the operator may die between any two things it does.
 use super::model::{BAD, Model, Phase};
 use crate::{
-    observed::MemberState,
+    observed::{MemberFacts, MemberState},
     plan::{Plan, Step, plan},
 };
 use proptest::prelude::*;
@@ -212,11 +212,21 @@ impl Model {
             assert!(self.leaving().is_empty());
             for (other, p) in &self.pods {
                 assert!(
-                    *other == n || (self.is_ready(*other) && !p.terminating),
+                    *other == n
+                        || (self.is_ready(*other) && !p.terminating)
+                        || self.was_removed(*other),
                     "{other} and {n} are in motion"
                 );
             }
         }
+    }
+
+    /// It runs on the volume of a removed member.
+    fn was_removed(&self, n: u32) -> bool {
+        let id = self.volumes.get(&n).and_then(|v| v.identity);
+        let of = |m: &&MemberFacts| Some(m.id) == id;
+        let member = self.members.iter().find(of);
+        member.is_some_and(|m| m.state == MemberState::Removed)
     }
 
     /// Everybody gets on, and nothing is broken any more.
