@@ -1,4 +1,5 @@
 //! Which node leads which shard, by the nodes' own claims.
+use crate::submit::Waiting;
 use sealane_types::{NodeId, ShardId};
 use sealane_wire::v1;
 use std::{
@@ -31,6 +32,8 @@ pub(crate) struct View {
 
 /// One of so many messages goes to another node than the others.
 const APART: usize = 4;
+/// Of what is on its way, at least one in so many messages is with other nodes than the one that has most.
+const ELSEWHERE: usize = 8;
 /// A node that leads several shards takes so many messages at a time through its first one before another of
 /// its shards gets any.
 const FULL: usize = 256;
@@ -39,18 +42,29 @@ const ROUNDS: usize = 32;
 
 impl View {
     /// The shard for the next message: on the node whose `turn` it is, but for every fourth message, which
-    /// goes to the next node. When a leader dies, not everybody waits for the same election.
+    /// goes to the next node. When a leader dies, not everybody waits for the same election. And when it only
+    /// falls silent, not everybody may gather there either: a client that is answered by another node comes back
+    /// with its next message, and would soon wait with the rest. So a node that has nearly all that is on its way is
+    /// passed over.
     ///
     /// While few messages are on their way (`waiting`) they share one shard of the node: what comes
     /// together shares its appends, its replication and its syncs.
-    pub(crate) fn choose(&self, turn: usize, message: usize, waiting: usize) -> Option<ShardId> {
+    pub(crate) fn choose(&self, turn: usize, message: usize, waiting: &Waiting) -> Option<ShardId> {
         let nodes = self.by_node.len();
         let apart = usize::from(message.is_multiple_of(APART));
-        let led = self
-            .by_node
-            .get(turn.wrapping_add(apart).checked_rem(nodes)?)?;
+        let of = |at: usize| self.by_node.get(at.checked_rem(nodes)?);
+        let total = waiting.total();
+        let crowded = |led: &[ShardId]| {
+            let elsewhere = total.saturating_sub(waiting.on(led));
+            total >= ELSEWHERE && elsewhere * ELSEWHERE < total
+        };
+        let at = turn.wrapping_add(apart);
+        let mut led = of(at)?;
+        if crowded(led) {
+            led = of(at.wrapping_add(1))?;
+        }
         let first = turn / nodes / ROUNDS;
-        let shard = first.wrapping_add(waiting / FULL);
+        let shard = first.wrapping_add(total / FULL);
         led.get(shard.checked_rem(led.len())?).copied()
     }
 
@@ -205,17 +219,17 @@ mod tests {
                 },
             );
         };
-        let chosen = |turn, message, waiting| leaders.view().choose(turn, message, waiting);
-        assert_eq!(chosen(3, 1, 0), None);
+        let chosen = |turn, message| leaders.view().choose(turn, message, &Waiting::default());
+        assert_eq!(chosen(3, 1), None);
         claim(1, &[1, 2]);
-        assert_eq!(chosen(0, 1, 0), Some(shard(1)));
+        assert_eq!(chosen(0, 1), Some(shard(1)));
         // Nobody else leads.
-        assert_eq!(chosen(0, 4, 0), Some(shard(1)));
+        assert_eq!(chosen(0, 4), Some(shard(1)));
         claim(2, &[3]);
-        assert_eq!([1, 2, 3].map(|m| chosen(0, m, 0)), [Some(shard(1)); 3]);
-        assert_eq!(chosen(0, 4, 0), Some(shard(3)));
-        assert_eq!(chosen(1, 8, 0), Some(shard(1)));
-        assert_eq!(chosen(1, 1, 0), Some(shard(3)));
+        assert_eq!([1, 2, 3].map(|m| chosen(0, m)), [Some(shard(1)); 3]);
+        assert_eq!(chosen(0, 4), Some(shard(3)));
+        assert_eq!(chosen(1, 8), Some(shard(1)));
+        assert_eq!(chosen(1, 1), Some(shard(3)));
         let besides = |nodes: &[u64], message| {
             let nodes = nodes.iter().copied().map(NodeId).collect();
             leaders.view().besides(&nodes, message)
@@ -246,9 +260,55 @@ mod tests {
                 claims: claims.into(),
             },
         );
-        let chosen = [0, FULL - 1, FULL, 2 * FULL].map(|w| leaders.view().choose(0, 1, w));
+        let first = ShardId::new(1).expect("in range");
+        let chosen = [0, FULL - 1, FULL, 2 * FULL]
+            .map(|w| leaders.view().choose(0, 1, &waiting(&[(first, w)])));
         assert_eq!(chosen.map(|s| s.map_or(0, ShardId::get)), [1, 1, 2, 1]);
-        let later = [ROUNDS - 1, ROUNDS, 2 * ROUNDS].map(|t| leaders.view().choose(t, 1, 0));
+        let later = [ROUNDS - 1, ROUNDS, 2 * ROUNDS]
+            .map(|t| leaders.view().choose(t, 1, &Waiting::default()));
         assert_eq!(later.map(|s| s.map_or(0, ShardId::get)), [1, 2, 1]);
+    }
+
+    fn waiting(on: &[(ShardId, usize)]) -> Waiting {
+        let mut waiting = Waiting::default();
+        for (shard, n) in on {
+            (0..*n).for_each(|_| waiting.begin(*shard));
+        }
+        waiting
+    }
+
+    #[test]
+    fn not_everybody_gathers_at_a_node_that_fell_silent() {
+        let leaders = Leaders::default();
+        let (frames, _open) = mpsc::channel(1);
+        for node in 1..=3 {
+            let link = Link {
+                node: NodeId(node),
+                generation: node,
+                frames: frames.clone(),
+                broken: CancellationToken::new(),
+            };
+            assert!(leaders.join(&link));
+            let shard = u32::try_from(node).expect("small");
+            let claims = vec![v1::LeaderClaim { shard, term: 1 }];
+            leaders.claim(&link, &v1::Leading { claims });
+        }
+        // A hundred clients; those whom node 2 has get no answer, the others one at once.
+        let view = leaders.view();
+        let silent = ShardId::new(2).expect("in range");
+        let mut stuck = 0;
+        for message in 0..10_000 {
+            let shard = view.choose(message / 50, message, &waiting(&[(silent, stuck)]));
+            if stuck < 100 && shard == Some(silent) {
+                stuck += 1;
+            }
+        }
+        assert_eq!(stuck, ELSEWHERE, "nobody else waits, so it is few");
+        let others = waiting(&[(silent, 80), (ShardId::new(1).expect("in range"), 20)]);
+        assert_eq!(view.choose(1, 1, &others), Some(silent));
+        let others = waiting(&[(silent, 90), (ShardId::new(1).expect("in range"), 10)]);
+        assert_eq!(view.choose(1, 1, &others), ShardId::new(3));
+        // The fourth message of another node's turn neither.
+        assert_eq!(view.choose(0, 4, &others), ShardId::new(3));
     }
 }

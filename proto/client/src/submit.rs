@@ -12,6 +12,7 @@ use crate::{
     members::Members,
 };
 use lookup::Answers;
+pub(crate) use lookup::Waiting;
 use rand::Rng;
 use sealane_runtime::clock::Clock;
 use sealane_types::{MessageId, NodeId, ShardId, TraceContext};
@@ -82,8 +83,10 @@ impl SubmitClient {
     pub fn choose_shard(&self) -> Option<ShardId> {
         let turn = usize::try_from(self.0.clock.wall_ms() / TURN_MS).unwrap_or(0);
         let message = self.0.chosen.fetch_add(1, Ordering::Relaxed);
-        let waiting = self.0.answers.waiting();
-        self.0.leaders.view().choose(turn, message, waiting)
+        let view = self.0.leaders.view();
+        self.0
+            .answers
+            .waiting(|waiting| view.choose(turn, message, waiting))
     }
 
     /// Waits until any shard has a leader; `None` at the deadline.

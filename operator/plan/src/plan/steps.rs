@@ -21,17 +21,19 @@ const BLIND: &[Rule] = &[
 /// 1. Bring back a pod whose member has places.
 /// 2. Finish, or take back, a removal.
 /// 3. Finish a scale-down: pod, then volume.
-/// 4. Drop spares that are not wanted: they hold nothing.
-/// 5. Mend: restart what runs and is not ready, with the newest template.
-/// 6. Add spares, raise, remove: one, and only from rest.
-/// 7. Restart what has an old template.
-/// 8. Make the StatefulSet again for larger volumes.
+/// 4. Take a new volume where a pod rests on a removed member's.
+/// 5. Drop spares that are not wanted: they hold nothing.
+/// 6. Mend: restart what runs and is not ready, with the newest template.
+/// 7. Add spares, raise, remove: one, and only from rest.
+/// 8. Restart what has an old template.
+/// 9. Make the StatefulSet again for larger volumes.
 const SEEING: &[Rule] = &[
     another_cluster_answers,
     bring_back,
     removals_under_way,
     lower,
     delete_volume,
+    renew_volume,
     drop_spare,
     mend,
     add_spare,
@@ -243,12 +245,16 @@ fn lower(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     (unwanted || anew).then(|| Next::step(Step::LowerReplicas { replicas: highest }))
 }
 
-/// Of a pod that is gone, whose member is removed for good, while all that is left is whole.
+/// Volumes of removed members are not kept, and all that is left is whole.
+fn may_delete(v: &View<'_>) -> bool {
+    v.o.wanted.on_scale_down == OnScaleDown::Delete
+        && v.is_settled()
+        && v.endangered(None).is_none()
+}
+
+/// Of a pod that is gone, whose member is removed for good.
 fn delete_volume(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
-    if v.o.wanted.on_scale_down != OnScaleDown::Delete
-        || !v.is_settled()
-        || v.endangered(None).is_some()
-    {
+    if !may_delete(v) {
         return None;
     }
     let old = v.volumes.values().find(|x| {
@@ -263,6 +269,23 @@ fn delete_volume(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     }))
 }
 
+/// Of a pod that is wanted again, and cannot be lowered because there are others above it. Kubernetes keeps the volume until
+/// the pod is gone, then makes both anew.
+fn renew_volume(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
+    let wanted = v.o.wanted.replicas.min(set.replicas);
+    let n = (0..wanted).find(|n| v.rests(*n))?;
+    let (old, pod) = (v.volumes.get(&n)?, v.pods.get(&n)?);
+    if old.terminating {
+        return Some(restart_pod(v, pod));
+    }
+    may_delete(v).then(|| {
+        Next::step(Step::DeleteVolume {
+            name: v.o.names.volume(n),
+            uid: old.uid.clone(),
+        })
+    })
+}
+
 /// The highest ordinal that is not wanted, if it holds nothing. It is not waited for until it is ready.
 fn drop_spare(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
     let (n, m) = unwanted(v)?;
@@ -271,7 +294,9 @@ fn drop_spare(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
 
 /// The highest ordinal that is not wanted, whether it has a pod or not.
 fn unwanted<'a>(v: &View<'a>) -> Option<(u32, &'a MemberFacts)> {
-    v.current().filter(|(n, _)| *n >= v.o.wanted.replicas).last()
+    v.current()
+        .filter(|(n, _)| *n >= v.o.wanted.replicas)
+        .last()
 }
 
 /// One that runs, is not ready, and has an old template, while all others are ready: nothing that works is taken away.

@@ -249,12 +249,9 @@ impl<'a> View<'a> {
             }
         }
         let replicas = self.set().map_or(0, |s| s.replicas);
-        let lowered = |n: u32| {
-            n >= self.o.wanted.replicas
-                || (self.o.wanted.on_scale_down == OnScaleDown::Delete
-                    && (n..replicas).all(|n| self.rests(n)))
-        };
-        for n in (0..replicas).filter(|n| self.rests(*n) && !lowered(*n)) {
+        let kept = self.o.wanted.on_scale_down == OnScaleDown::Retain;
+        let wanted = self.o.wanted.replicas.min(replicas);
+        for n in (0..wanted).filter(|n| kept && self.rests(*n)) {
             let (name, volume) = (self.name(n), self.o.names.volume(n));
             all.push(Trouble {
                 reason: reason::VOLUME_IN_THE_WAY,

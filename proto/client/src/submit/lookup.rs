@@ -1,9 +1,9 @@
 //! Who waits for which answer.
-use sealane_types::MessageId;
+use sealane_types::{MessageId, ShardId};
 use sealane_wire::{message_id, v1};
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::mpsc;
 
@@ -22,16 +22,57 @@ type Key = (MessageId, u32);
 
 /// Answers to their askers.
 #[derive(Debug, Default)]
-pub(crate) struct Answers(Mutex<HashMap<Key, mpsc::Sender<Answer>>>);
+pub(crate) struct Answers(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    askers: HashMap<Key, mpsc::Sender<Answer>>,
+    waiting: Waiting,
+}
+
+/// How many messages and pieces wait for their answer.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    total: usize,
+    by_shard: HashMap<ShardId, usize>,
+}
+
+impl Waiting {
+    /// On all shards.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// On some of them.
+    pub(crate) fn on(&self, shards: &[ShardId]) -> usize {
+        shards.iter().filter_map(|s| self.by_shard.get(s)).sum()
+    }
+
+    pub(crate) fn begin(&mut self, shard: ShardId) {
+        self.total += 1;
+        *self.by_shard.entry(shard).or_default() += 1;
+    }
+
+    fn end(&mut self, shard: ShardId) {
+        self.total = self.total.saturating_sub(1);
+        if let Some(n) = self.by_shard.get_mut(&shard) {
+            *n = n.saturating_sub(1);
+        }
+    }
+}
 
 impl Answers {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Until the registration is dropped, answers about `id` and `seq` go to it.
     pub(crate) fn register(&self, id: MessageId, seq: u32) -> Registration<'_> {
         let (tx, answers) = mpsc::channel(PENDING);
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert((id, seq), tx);
+        let mut table = self.lock();
+        // Who registers again is one that waits, as its drop will be one.
+        table.waiting.begin(id.shard());
+        table.askers.insert((id, seq), tx);
         Registration {
             table: self,
             key: (id, seq),
@@ -39,9 +80,9 @@ impl Answers {
         }
     }
 
-    /// How many messages and pieces wait for their answer.
-    pub(crate) fn waiting(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// Looks at how many wait.
+    pub(crate) fn waiting<T>(&self, look: impl FnOnce(&Waiting) -> T) -> T {
+        look(&self.lock().waiting)
     }
 
     /// An answer that nobody waits for (any more) is dropped.
@@ -49,8 +90,8 @@ impl Answers {
         let Ok(id) = message_id("outcome.id", &outcome.id) else {
             return;
         };
-        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tx) = table.get(&(id, outcome.seq))
+        let table = self.lock();
+        if let Some(tx) = table.askers.get(&(id, outcome.seq))
             && tx
                 .try_send(Answer {
                     generation,
@@ -73,10 +114,8 @@ pub(crate) struct Registration<'a> {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.table
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        let mut table = self.table.lock();
+        table.askers.remove(&self.key);
+        table.waiting.end(self.key.0.shard());
     }
 }

@@ -161,11 +161,13 @@ fn ready_voters(o: &Observed, g: &GroupFacts, without: Option<u64>) -> usize {
         .count()
 }
 
+fn is_removed(o: &Observed, name: &str) -> bool {
+    !named(o, name).is_empty() && alive(o, name).is_none()
+}
+
 /// Nothing depends on the pod of a removed member.
 fn is_ready_or_removed(o: &Observed, n: u32) -> bool {
-    let name = o.names.control_pod(n);
-    let removed = !named(o, &name).is_empty() && alive(o, &name).is_none();
-    removed || o.pods.iter().any(|p| p.ordinal == n && p.ready)
+    is_removed(o, &o.names.control_pod(n)) || o.pods.iter().any(|p| p.ordinal == n && p.ready)
 }
 
 fn check(o: &Observed, p: &Plan) {
@@ -193,6 +195,13 @@ fn check(o: &Observed, p: &Plan) {
                 .iter()
                 .find(|p| o.names.control_pod(p.ordinal) == *name)
                 .unwrap();
+            if o.volumes
+                .iter()
+                .any(|x| x.ordinal == pod.ordinal && x.terminating)
+                && is_removed(o, name)
+            {
+                return;
+            }
             assert_ne!(pod.revision, set.update_revision);
             if !pod.ready {
                 return;
@@ -251,8 +260,10 @@ fn check(o: &Observed, p: &Plan) {
         Step::DeleteVolume { name, .. } => {
             let n = o.names.volume_ordinal(name).unwrap();
             let pod = o.names.control_pod(n);
-            assert!(n >= set.replicas && o.pods.iter().all(|p| p.ordinal != n));
-            assert!(!named(o, &pod).is_empty() && alive(o, &pod).is_none());
+            let has_pod = o.pods.iter().any(|p| p.ordinal == n);
+            assert!(n >= set.replicas || (n < o.wanted.replicas && has_pod));
+            assert!(n < set.replicas || !has_pod);
+            assert!(is_removed(o, &pod));
             assert_eq!(o.wanted.on_scale_down, OnScaleDown::Delete);
         }
         Step::RecreateStatefulSet => {

@@ -42,6 +42,7 @@ pub(super) struct Volume {
     pub(super) uid: String,
     created_at: u64,
     storage: String,
+    terminating: bool,
     /// Written once, by the node that starts on it.
     pub(super) identity: Option<u64>,
 }
@@ -156,6 +157,7 @@ impl Model {
                     uid: self.uid(),
                     created_at: self.now,
                     storage: s.storage.clone(),
+                    terminating: false,
                     identity: None,
                 };
                 self.volumes.insert(n, volume);
@@ -183,6 +185,9 @@ impl Model {
         };
         if p.terminating {
             self.pods.remove(&n);
+            if self.volumes.get(&n).is_some_and(|v| v.terminating) {
+                self.volumes.remove(&n);
+            }
             return;
         }
         match p.phase {
@@ -213,9 +218,13 @@ impl Model {
         }
     }
 
+    /// One that is in use goes with its pod.
     pub(super) fn delete_volume(&mut self, n: u32) {
-        assert!(!self.pods.contains_key(&n), "a volume that is in use");
-        self.volumes.remove(&n);
+        if self.pods.contains_key(&n) {
+            self.volumes.get_mut(&n).unwrap().terminating = true;
+        } else {
+            self.volumes.remove(&n);
+        }
     }
 
     pub(super) fn grow_volume(&mut self, n: u32, storage: &str) {

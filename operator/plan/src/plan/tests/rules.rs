@@ -350,6 +350,30 @@ fn a_pod_of_a_removed_member_below_others_is_not_waited_for() {
 }
 
 #[test]
+fn a_wanted_pod_on_the_volume_of_a_removed_member_gets_a_new_one() {
+    let mut o = rest(5);
+    member(&mut o, 3).state = MemberState::Removed;
+    o.pods[3].ready = false;
+    let delete = Step::DeleteVolume {
+        name: "data-mail-control-3".to_owned(),
+        uid: "v3".to_owned(),
+    };
+    let p = plan(&o);
+    assert_eq!((p.step, p.troubles), (Some(delete), vec![]));
+    // It is kept while a pod uses it.
+    o.volumes[3].terminating = true;
+    assert_eq!(step(&o), restarts(3));
+    o.volumes[3].terminating = false;
+    o.wanted.on_scale_down = OnScaleDown::Retain;
+    let p = waits(&o, "mail-control-3 has not joined");
+    assert_eq!(p.troubles[0].reason, reason::VOLUME_IN_THE_WAY);
+    // Nothing is deleted while a group is in danger.
+    o.wanted.on_scale_down = OnScaleDown::Delete;
+    o.cluster.as_mut().unwrap().settled = false;
+    assert_eq!(plan(&o).step, None);
+}
+
+#[test]
 fn an_unwanted_spare_goes_before_it_is_ready() {
     let mut o = rest(4);
     o.wanted.replicas = 3;

@@ -170,7 +170,7 @@ impl Model {
             Step::DeleteVolume { name, uid } => {
                 let n = self.names.volume_ordinal(name).unwrap();
                 assert_eq!(self.volumes[&n].uid, *uid);
-                assert!(n >= self.set.as_ref().unwrap().replicas);
+                assert!(n >= self.set.as_ref().unwrap().replicas || self.was_removed(n));
                 let pod = self.names.control_pod(n);
                 let mut of = self.members.iter().filter(|m| m.name == pod).peekable();
                 assert!(

@@ -56,7 +56,7 @@ impl Model {
                     uid: v.uid.clone(),
                     created_at: v.created_at,
                     storage: v.storage.clone(),
-                    terminating: false,
+                    terminating: v.terminating,
                 })
                 .collect(),
             cluster: answers.then(|| self.cluster()),
