@@ -32,7 +32,7 @@ pub(crate) struct View {
 
 /// One of so many messages goes to another node than the others.
 const APART: usize = 4;
-/// Of what is on its way, at least one in so many messages is with other nodes than the one that has most.
+/// Of what is on its way, at least one message, and one in so many, is with other nodes than the one that has most.
 const ELSEWHERE: usize = 8;
 /// A node that leads several shards takes so many messages at a time through its first one before another of
 /// its shards gets any.
@@ -56,7 +56,7 @@ impl View {
         let total = waiting.total();
         let crowded = |led: &[ShardId]| {
             let elsewhere = total.saturating_sub(waiting.on(led));
-            total >= ELSEWHERE && elsewhere * ELSEWHERE < total
+            elsewhere * ELSEWHERE < total
         };
         let at = turn.wrapping_add(apart);
         let mut led = of(at)?;
@@ -303,7 +303,7 @@ mod tests {
                 stuck += 1;
             }
         }
-        assert_eq!(stuck, ELSEWHERE, "nobody else waits, so it is few");
+        assert_eq!(stuck, 1);
         let others = waiting(&[(silent, 80), (ShardId::new(1).expect("in range"), 20)]);
         assert_eq!(view.choose(1, 1, &others), Some(silent));
         let others = waiting(&[(silent, 90), (ShardId::new(1).expect("in range"), 10)]);

@@ -244,7 +244,7 @@ impl Model {
             }
             self.moves();
             let p = self.pass(9);
-            if p.step.is_none() && p.waiting.is_none() && self.is_whole() {
+            if p.step.is_none() && p.waiting.is_none() && p.grow.is_empty() && self.is_whole() {
                 return p;
             }
             // A person does what a message says about volumes that were kept.
