@@ -8,6 +8,9 @@
 #   make test                     the whole suite; TESTS="--test failover" runs a part of it
 #   make test-k8s                 the chart and the operator on a real API server, which is built once (needs Go);
 #                                 TESTS=NAME runs a part of it, SEALANE_UPDATE=1 writes the expected objects anew
+#   make e2e-k8s                  helm install on a real node of its own (kubelet, containerd, kube-proxy), as root, with
+#                                 the image sealane:0.1.0 of the Docker engine; IMAGE=NAME:TAG another one,
+#                                 BINARIES=target/debug without Docker; not part of the gate
 #   make bench                    measure the whole system; CASES="base 64k" runs some, PEER=postfix runs
 #                                 Postfix on the same work and prints the ratio, ARGS=--list names the cases,
 #                                 ARGS=--profile draws flame graphs
@@ -36,11 +39,14 @@ RUN_PACKAGES := $(BUILD_PACKAGES) swaks libnet-ssleay-perl openssl
 BENCH_PACKAGES := linux-perf
 TEST_PACKAGES := $(RUN_PACKAGES) postfix strace tcpdump iproute2 iptables
 
+# containerd only where there is none: it comes in more than one package.
+NODE_PACKAGES := runc containernetworking-plugins conntrack iptables iproute2 openssl
+
 BENCH := $(TARGET)/release/sealane-bench
 
 CHAOS := $(TARGET)/debug/sealane-chaos
 
-.PHONY: help run kill start stop status built test test-k8s bench sim chaos mutants build fmt lint packages-run packages-test \
+.PHONY: help run kill start stop status built test test-k8s e2e-k8s bench sim chaos mutants build fmt lint packages-run packages-test \
   packages-bench
 
 help:
@@ -77,6 +83,11 @@ test-k8s: packages-test
 	cargo build --workspace --bins --tests --locked
 	assets=$$(tests/kubernetes/build) && KUBEBUILDER_ASSETS="$$assets" \
 	  cargo test --workspace --locked --test 'kubernetes_*' -- --include-ignored --nocapture $(strip $(TESTS))
+
+# Nothing of ours is built here but what the node needs; its programs stay in ~/.cache/sealane/kubernetes as well.
+e2e-k8s:
+	@tests/install-packages $(NODE_PACKAGES) $(if $(shell command -v containerd),,containerd)
+	@IMAGE="$(IMAGE)" BINARIES="$(BINARIES)" tests/kubernetes/e2e
 
 # Measured is what would be installed: the release profile.
 bench: packages-bench
