@@ -14,7 +14,9 @@ use sealane_plan::{
     Plan, SpecError, build,
     certs::{CertPlan, CertState},
     conditions::{self, PolicyState, Wanted},
-    plan, validate,
+    plan,
+    plan::Quorum,
+    validate,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
@@ -178,6 +180,10 @@ fn next(plan: &Plan, certs: &CertPlan, policy: &PolicyState) -> (Outcome, Action
     }
     if plan.step.is_some() || waits || missing || pending {
         return (Outcome::Moving, Action::requeue(SOON));
+    }
+    // The control plane tells nobody when it is whole again.
+    if plan.quorum != Quorum::Healthy {
+        return (Outcome::Settled, Action::requeue(SOON));
     }
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
     let due = Duration::from_secs(certs.look_again.saturating_sub(now));

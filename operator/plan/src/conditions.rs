@@ -300,10 +300,10 @@ fn policy(p: &PolicyState) -> Wanted {
         PolicyState::Live { merged, revision } => is(
             Some(true),
             reason::APPLIED,
-            format!(
-                "{} RelayPolicies are live as revision {revision}",
-                merged.verdicts.len()
-            ),
+            match merged.verdicts.len() {
+                1 => format!("1 RelayPolicy is live as revision {revision}"),
+                n => format!("{n} RelayPolicies are live as revision {revision}"),
+            },
         ),
         PolicyState::Pending { why, .. } => is(Some(false), reason::PENDING, why.clone()),
     }

@@ -27,6 +27,7 @@ const BLIND: &[Rule] = &[
 /// 7. Add spares, raise, remove: one, and only from rest.
 /// 8. Restart what has an old template.
 /// 9. Make the StatefulSet again for larger volumes.
+/// 10. Watch copies that move though nothing is to be done: to a volume that was lost.
 const SEEING: &[Rule] = &[
     another_cluster_answers,
     bring_back,
@@ -41,6 +42,7 @@ const SEEING: &[Rule] = &[
     remove,
     restart,
     recreate,
+    moving,
 ];
 
 /// The next step, or what is waited for.
@@ -307,6 +309,8 @@ fn mend(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     (alone && v.endangered(id).is_none() && lost(v).is_none()).then(|| restart_pod(v, ill))
 }
 
+const MOVING: &str = "copies are moving to where they are to be";
+
 /// Why nothing new may begin; `None`: everything is at rest.
 fn unrest(v: &View<'_>) -> Option<String> {
     if let Some(groups) = v.endangered(None) {
@@ -316,7 +320,7 @@ fn unrest(v: &View<'_>) -> Option<String> {
         return Some(pods);
     }
     if !v.is_settled() {
-        return Some("copies are moving to where they are to be".to_owned());
+        return Some(MOVING.to_owned());
     }
     None
 }
@@ -423,8 +427,7 @@ fn remove(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
             let groups = v.endangered(Some(m.id));
             let groups =
                 groups.map(|g| format!("{g} would have no quorum of ready voters without it"));
-            let moving =
-                (!v.is_settled()).then(|| "copies are moving to where they are to be".to_owned());
+            let moving = (!v.is_settled()).then(|| MOVING.to_owned());
             match others.or(groups).or(moving) {
                 None => Some(Next::step(step)),
                 Some(why) => Some(Next::wait(reason::WAITING, format!("{what} waits: {why}"))),
@@ -481,4 +484,8 @@ fn recreate(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
         "making the StatefulSet again, for larger volumes,",
         Step::RecreateStatefulSet,
     ))
+}
+
+fn moving(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
+    (!v.is_settled()).then(|| Next::wait(reason::STEPPING, MOVING))
 }

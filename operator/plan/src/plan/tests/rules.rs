@@ -138,6 +138,14 @@ fn at_rest_nothing_is_done() {
 }
 
 #[test]
+fn copies_that_move_by_themselves_are_watched() {
+    let mut o = rest(3);
+    o.cluster.as_mut().unwrap().settled = false;
+    let p = waits(&o, "copies are moving");
+    assert_eq!(p.waiting.unwrap().reason, reason::STEPPING);
+}
+
+#[test]
 fn paused_means_that_nothing_is_done() {
     let mut o = rest(3);
     o.wanted.replicas = 5;
