@@ -16,6 +16,7 @@
 mod addresses;
 mod api;
 pub mod assets;
+pub mod cert_manager;
 mod cluster;
 pub mod golden;
 mod kubelet;

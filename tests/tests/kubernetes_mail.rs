@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use data_encoding::BASE64;
-use sealane_tests::kubernetes::mail::{self, Admin, NAMESPACE, PATH, POLICIES};
+use sealane_tests::kubernetes::mail::{
+    self, Admin, IDENTITIES, NAMESPACE, PATH, POLICIES, pem_body, secret_value,
+};
 use sealane_tests::kubernetes::manifests::{condition, text};
 use sealane_tests::kubernetes::{Cluster, Kubelet, Scope};
 use sealane_tests::ledger::Ledger;
@@ -153,38 +154,10 @@ async fn policies(cluster: &Cluster, admin: &Admin) -> Result<()> {
     .await
 }
 
-/// A value of a Secret, decoded; empty if it is not there.
-async fn value(cluster: &Cluster, secret: &str, key: &str) -> Result<String> {
-    let object = cluster
-        .api
-        .get(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{secret}"))
-        .await?;
-    let found = object
-        .pointer("/data")
-        .and_then(|d| d.get(key))
-        .and_then(Value::as_str);
-    let octets = BASE64.decode(found.unwrap_or_default().as_bytes())?;
-    Ok(String::from_utf8_lossy(&octets).into_owned())
-}
-
-/// The base64 of the first certificate of a PEM text, however its lines are broken.
-fn body(pem: &str) -> String {
-    let inside = pem
-        .lines()
-        .skip_while(|l| !l.starts_with("-----BEGIN"))
-        .skip(1);
-    inside.take_while(|l| !l.starts_with("-----END")).collect()
-}
-
 /// While mail flows, the CA is replaced, and with it all identities; and a user renews the public certificate.
 async fn certificates(cluster: &Cluster, kubelet: &Kubelet, sink: &Sink, old: &str) -> Result<()> {
-    let identities = [
-        "mail-control-identity",
-        "mail-relay-identity",
-        "mail-operator-identity",
-    ];
     ensure!(
-        body(&value(cluster, "mail-ca", "tls.crt").await?) == body(old),
+        pem_body(&secret_value(cluster, "mail-ca", "tls.crt").await?) == pem_body(old),
         "the CA was replaced before mail flowed"
     );
     let ledger = Arc::new(Ledger::default());
@@ -196,8 +169,8 @@ async fn certificates(cluster: &Cluster, kubelet: &Kubelet, sink: &Sink, old: &s
     let mut running = kubelet.running(NAMESPACE).await;
     running.sort();
     wait::until("another CA signs", ROTATION, || async {
-        let now = value(cluster, "mail-ca", "tls.crt").await?;
-        ensure!(body(&now) != body(old), "still the old one");
+        let now = secret_value(cluster, "mail-ca", "tls.crt").await?;
+        ensure!(pem_body(&now) != pem_body(old), "still the old one");
         Ok(())
     })
     .await?;
@@ -206,9 +179,12 @@ async fn certificates(cluster: &Cluster, kubelet: &Kubelet, sink: &Sink, old: &s
         "the old CA is trusted nowhere any more",
         ROTATION,
         || async {
-            for name in identities {
-                let trusted: String = value(cluster, name, "ca.crt").await?.lines().collect();
-                ensure!(!trusted.contains(&body(old)), "{name} trusts it");
+            for name in IDENTITIES {
+                let trusted: String = secret_value(cluster, name, "ca.crt")
+                    .await?
+                    .lines()
+                    .collect();
+                ensure!(!trusted.contains(&pem_body(old)), "{name} trusts it");
             }
             Ok(())
         },
@@ -260,7 +236,7 @@ async fn an_installed_relay_takes_mail_and_follows_its_policies() -> Result<()> 
     mail::prepare(&cluster).await?;
     let authority = mail::authority(DUE)?;
     cluster.apply(&[authority]).await?;
-    let old = value(&cluster, "mail-ca", "tls.crt").await?;
+    let old = secret_value(&cluster, "mail-ca", "tls.crt").await?;
     let values = mail::values(&kubelet, Some(sink.address()))?;
     mail::install(&cluster, &values).await?;
     let began = Instant::now();

@@ -39,6 +39,10 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// A body travels in few frames: each is a write of its own.
 const FRAME: u32 = 256 << 10;
 const STREAMS: u32 = 1024;
+/// Calls that a peer gave up before we came to look at them. Where a machine is short of processors, or a cut link is mended, many come
+/// at once; at h2's usual limit of 20, made against strangers, the connection would end with all that is on it: heartbeats
+/// of all groups, and so the leaderships. Peers here have certificates.
+const GIVEN_UP: usize = STREAMS as usize;
 
 /// A connection whose peer is known.
 struct Peer {
@@ -95,6 +99,7 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_concurrent_streams(STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(GIVEN_UP))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .layer(AuthorizeLayer { table })

@@ -33,6 +33,13 @@ pub const PATH: &str = "/apis/sealane.io/v1alpha1/namespaces/mail/relayclusters/
 /// Path of RelayPolicies.
 pub const POLICIES: &str = "/apis/sealane.io/v1alpha1/namespaces/mail/relaypolicies";
 
+/// Secrets with the identities of all workloads.
+pub const IDENTITIES: [&str; 3] = [
+    "mail-control-identity",
+    "mail-relay-identity",
+    "mail-operator-identity",
+];
+
 /// Control-plane nodes for which addresses are set aside.
 const NODES: u32 = 7;
 
@@ -52,6 +59,29 @@ pub fn secret(name: &str, kind: &str, data: &[(&str, &str)]) -> Value {
     })
 }
 
+/// A value of a Secret, decoded; empty if it is not there.
+///
+/// # Errors
+/// When there is no such Secret, or it holds something else than base64.
+pub async fn secret_value(cluster: &Cluster, secret: &str, key: &str) -> Result<String> {
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{secret}");
+    let object = cluster.api.get(&path).await?;
+    let data = object.pointer("/data").and_then(|d| d.get(key));
+    let found = data.and_then(Value::as_str).unwrap_or_default();
+    let octets = BASE64.decode(found.as_bytes())?;
+    Ok(String::from_utf8_lossy(&octets).into_owned())
+}
+
+/// The base64 of the first certificate of a PEM text, however its lines are broken.
+#[must_use]
+pub fn pem_body(pem: &str) -> String {
+    let inside = pem
+        .lines()
+        .skip_while(|l| !l.starts_with("-----BEGIN"))
+        .skip(1);
+    inside.take_while(|l| !l.starts_with("-----END")).collect()
+}
+
 /// A fresh public certificate, in its Secret.
 ///
 /// # Errors
@@ -60,6 +90,22 @@ pub fn certificate() -> Result<Value> {
     let (certificate, key) = tls::self_signed_pem(&[HOSTNAME.to_owned()])?;
     let data = [("tls.crt", certificate.as_str()), ("tls.key", key.as_str())];
     Ok(secret(CERTIFICATE, "kubernetes.io/tls", &data))
+}
+
+/// Valid since so long, to the second.
+pub(super) fn live(params: &mut CertificateParams, since: Duration, life: Duration) {
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let today = now.date();
+    let midnight = rcgen::date_time_ymd(
+        today.year().into(),
+        today.month().unsigned_abs(),
+        today.day().unsigned_abs(),
+    );
+    let [hours, minutes, seconds] =
+        [now.hour(), now.minute(), now.second()].map(|n| u64::from(n.unsigned_abs()));
+    let of_today = Duration::from_secs(hours * 3600 + minutes * 60 + seconds);
+    params.not_before = midnight + of_today - since;
+    params.not_after = params.not_before + life;
 }
 
 /// Life of [`authority`].
@@ -71,24 +117,13 @@ const LIFE: Duration = Duration::from_secs(90 * 3600);
 /// # Errors
 /// When it cannot be made.
 pub fn authority(due: Duration) -> Result<Value> {
-    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
-    let today = now.date();
-    let midnight = rcgen::date_time_ymd(
-        today.year().into(),
-        today.month().unsigned_abs(),
-        today.day().unsigned_abs(),
-    );
-    let [hours, minutes, seconds] =
-        [now.hour(), now.minute(), now.second()].map(|n| u64::from(n.unsigned_abs()));
-    let of_today = Duration::from_secs(hours * 3600 + minutes * 60 + seconds);
     let mut params = CertificateParams::default();
     params
         .distinguished_name
         .push(DnType::CommonName, format!("Sealane CA {NAME}.{NAMESPACE}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = midnight + of_today + due - LIFE * 2 / 3;
-    params.not_after = params.not_before + LIFE;
+    live(&mut params, LIFE * 2 / 3 - due, LIFE);
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?.pem();
     let data = [

@@ -161,3 +161,52 @@ async fn every_connection_proves_its_certificates_anew() {
         assert_eq!(kinds, (full, full));
     }
 }
+
+/// A server that was not run for a while finds calls that were given up meanwhile.
+#[test]
+fn calls_that_were_given_up_do_not_end_the_connection() {
+    let ca = Authority::new();
+    let served = Files::new(&ca.issue(CONTROL, 2080), &ca.pem);
+    let calling = Files::new(&ca.issue(RELAY, 2080), &ca.pem);
+    let server = Identity::load(&served.config()).unwrap();
+    let client = Identity::load(&calling.config()).unwrap();
+    let (orders, mut ordered) = mpsc::channel::<Duration>(1);
+    let (told, address) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let alone = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        alone.block_on(async {
+            told.send(serve_health(server).await).unwrap();
+            while let Some(time) = ordered.recv().await {
+                std::thread::sleep(time);
+            }
+        });
+    });
+    let calls = tokio::runtime::Runtime::new().unwrap();
+    calls.block_on(async {
+        let channel = channel(&address.recv().unwrap(), &client).unwrap();
+        let mut client = HealthClient::new(channel.clone());
+        let watched = client.watch(HealthCheckRequest::default()).await.unwrap();
+        let mut watched = watched.into_inner();
+        watched.message().await.unwrap().unwrap();
+
+        orders.send(Duration::from_secs(2)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut given_up = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let channel = channel.clone();
+            given_up
+                .spawn(async move { timeout(Duration::from_millis(500), call(&channel)).await });
+        }
+        let outcomes = given_up.join_all().await;
+        assert!(
+            outcomes.iter().all(Result::is_err),
+            "the server was not busy"
+        );
+        call(&channel).await.unwrap();
+        let more = timeout(Duration::from_millis(500), watched.message()).await;
+        assert!(more.is_err(), "the connection ended: {more:?}");
+    });
+}
