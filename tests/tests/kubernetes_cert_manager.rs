@@ -2,84 +2,44 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sealane_tests::kubernetes::cert_manager::{CertManager, ISSUER};
-use sealane_tests::kubernetes::mail::{self, IDENTITIES, NAMESPACE, pem_body, secret_value};
+use sealane_tests::kubernetes::mail::{
+    self, Exchange, IDENTITIES, NAMESPACE, pem_body, secret_value,
+};
 use sealane_tests::kubernetes::{Cluster, Kubelet, Scope};
 use sealane_tests::ledger::Ledger;
 use sealane_tests::load::{self, Load};
-use sealane_tests::sink::{Sink, SinkConfig};
-use sealane_tests::wait;
+use sealane_tests::sink::Sink;
 use serde_json::json;
 
 const START: Duration = Duration::from_secs(240);
-const ROTATION: Duration = Duration::from_secs(400);
-const LIMIT: Duration = Duration::from_secs(120);
 
-/// The issuer exchanges its CA under load: everybody trusts the new one before anybody shows it.
+/// Under load: everybody trusts the new CA before anybody shows it.
 async fn exchange(
     cluster: &Cluster,
     kubelet: &Kubelet,
     sink: &Sink,
     issuer: &CertManager,
 ) -> Result<()> {
-    let ledger = Arc::new(Ledger::default());
-    let load = load::start(
-        Load::new(mail::targets(kubelet)?, 6).pause(Duration::from_millis(50)),
-        &ledger,
-    );
-    let mut before = kubelet.running(NAMESPACE).await;
+    let exchange = Exchange::begin(kubelet).await?;
     let old = issuer.ca();
     issuer.exchange()?;
-    let began = Instant::now();
-    wait::until(
-        "only the new CA is trusted everywhere",
-        ROTATION,
-        || async {
-            for name in IDENTITIES {
-                let bundle = secret_value(cluster, name, "ca.crt").await?;
-                let trusted: String = bundle.lines().collect();
-                ensure!(trusted.contains(&pem_body(&issuer.ca())), "{name}: not yet");
-                ensure!(
-                    !trusted.contains(&pem_body(&old)),
-                    "{name} trusts the old one"
-                );
-            }
-            Ok(())
-        },
-    )
-    .await?;
-    let exchanged = Instant::now() + Duration::from_secs(15);
-    wait::until("mail with the new certificates", LIMIT, || async {
-        let more = ledger.accepted_since(exchanged);
-        ensure!(more >= 100, "{more}");
-        Ok(())
-    })
-    .await?;
-    mail::until(cluster, "CertificatesReady", "True", LIMIT).await?;
-    load.stop().await;
-    let verdict = ledger.settle(sink.store(), Duration::from_secs(60)).await?;
-    println!(
-        "another CA after {:.1} s: {verdict}",
-        began.elapsed().as_secs_f32()
-    );
-    ensure!(
-        verdict.lost.is_empty() && verdict.damaged.is_empty(),
-        "{verdict}"
-    );
-    ensure!(
-        verdict.temporary + verdict.permanent + verdict.unknown + verdict.broken == 0,
-        "a session failed: {verdict}"
-    );
-    let mut after = kubelet.running(NAMESPACE).await;
-    before.sort();
-    after.sort();
-    ensure!(
-        after == before,
-        "a pod was restarted: {before:?}, {after:?}"
-    );
+    exchange.end(cluster, kubelet, sink, &old).await?;
+    trusted(cluster, issuer).await
+}
+
+/// By everybody.
+async fn trusted(cluster: &Cluster, issuer: &CertManager) -> Result<()> {
+    for name in IDENTITIES {
+        let trusted: String = secret_value(cluster, name, "ca.crt")
+            .await?
+            .lines()
+            .collect();
+        ensure!(trusted.contains(&pem_body(&issuer.ca())), "{name}");
+    }
     Ok(())
 }
 
@@ -89,11 +49,7 @@ async fn identities_come_from_cert_manager_and_its_ca_is_exchanged_under_load() 
     let cluster = Cluster::start().await?;
     let issuer = CertManager::install(&cluster).await?;
     let kubelet = Kubelet::start(&cluster, Scope::Everything)?;
-    let sink = Sink::start(SinkConfig::at(
-        ([127, 0, 0, 1], 0).into(),
-        cluster.root.join("sink"),
-    ))
-    .await?;
+    let sink = mail::next_hop(&cluster).await?;
     mail::prepare(&cluster).await?;
     let mut values = mail::values(&kubelet, Some(sink.address()))?;
     values["cluster"]["spec"]["certificates"] = json!({
@@ -111,13 +67,7 @@ async fn identities_come_from_cert_manager_and_its_ca_is_exchanged_under_load() 
     issuer
         .beside(&cluster, mail::settled(&cluster, START))
         .await?;
-    for name in IDENTITIES {
-        let trusted: String = secret_value(&cluster, name, "ca.crt")
-            .await?
-            .lines()
-            .collect();
-        ensure!(trusted.contains(&pem_body(&issuer.ca())), "{name}");
-    }
+    trusted(&cluster, &issuer).await?;
     let ca = format!("/api/v1/namespaces/{NAMESPACE}/secrets/mail-ca");
     if let Some(own) = cluster.api.find(&ca).await? {
         ensure!(

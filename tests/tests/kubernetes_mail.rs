@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sealane_tests::kubernetes::mail::{
-    self, Admin, IDENTITIES, NAMESPACE, PATH, POLICIES, pem_body, secret_value,
+    self, Admin, Exchange, NAMESPACE, PATH, POLICIES, pem_body, secret_value,
 };
 use sealane_tests::kubernetes::manifests::{condition, text};
 use sealane_tests::kubernetes::{Cluster, Kubelet, Scope};
 use sealane_tests::ledger::Ledger;
 use sealane_tests::load::{self, Load};
-use sealane_tests::sink::{Sink, SinkConfig};
+use sealane_tests::sink::Sink;
 use sealane_tests::wait;
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PROMPT: Duration = Duration::from_secs(30);
 /// When the CA is to be replaced: the relay takes mail by then.
 const DUE: Duration = Duration::from_secs(150);
-/// Until a step of it is over.
+/// Until another one signs.
 const ROTATION: Duration = Duration::from_secs(400);
 
 async fn policy(cluster: &Cluster, name: &str) -> Result<Value> {
@@ -156,71 +156,19 @@ async fn policies(cluster: &Cluster, admin: &Admin) -> Result<()> {
 
 /// While mail flows, the CA is replaced, and with it all identities; and a user renews the public certificate.
 async fn certificates(cluster: &Cluster, kubelet: &Kubelet, sink: &Sink, old: &str) -> Result<()> {
+    let ca = || secret_value(cluster, "mail-ca", "tls.crt");
     ensure!(
-        pem_body(&secret_value(cluster, "mail-ca", "tls.crt").await?) == pem_body(old),
+        pem_body(&ca().await?) == pem_body(old),
         "the CA was replaced before mail flowed"
     );
-    let ledger = Arc::new(Ledger::default());
-    let began = Instant::now();
-    let load = load::start(
-        Load::new(mail::targets(kubelet)?, 6).pause(Duration::from_millis(50)),
-        &ledger,
-    );
-    let mut running = kubelet.running(NAMESPACE).await;
-    running.sort();
+    let exchange = Exchange::begin(kubelet).await?;
     wait::until("another CA signs", ROTATION, || async {
-        let now = secret_value(cluster, "mail-ca", "tls.crt").await?;
-        ensure!(pem_body(&now) != pem_body(old), "still the old one");
+        ensure!(pem_body(&ca().await?) != pem_body(old), "still the old one");
         Ok(())
     })
     .await?;
     cluster.apply(&[mail::certificate()?]).await?;
-    wait::until(
-        "the old CA is trusted nowhere any more",
-        ROTATION,
-        || async {
-            for name in IDENTITIES {
-                let trusted: String = secret_value(cluster, name, "ca.crt")
-                    .await?
-                    .lines()
-                    .collect();
-                ensure!(!trusted.contains(&pem_body(old)), "{name} trusts it");
-            }
-            Ok(())
-        },
-    )
-    .await?;
-    // Until every process has read its files again, and a while with them.
-    let exchanged = Instant::now() + Duration::from_secs(15);
-    wait::until("mail with the new certificates", LIMIT, || async {
-        let more = ledger.accepted_since(exchanged);
-        ensure!(more >= 100, "{more}");
-        Ok(())
-    })
-    .await?;
-    mail::until(cluster, "CertificatesReady", "True", LIMIT).await?;
-    load.stop().await;
-    let verdict = ledger.settle(sink.store(), Duration::from_secs(60)).await?;
-    println!(
-        "all certificates replaced in {:.1} s: {verdict}",
-        began.elapsed().as_secs_f32()
-    );
-    // The sink has mail of other ledgers too.
-    ensure!(
-        verdict.lost.is_empty() && verdict.damaged.is_empty(),
-        "{verdict}"
-    );
-    ensure!(
-        verdict.temporary + verdict.permanent + verdict.unknown + verdict.broken == 0,
-        "a session failed: {verdict}"
-    );
-    let mut after = kubelet.running(NAMESPACE).await;
-    after.sort();
-    ensure!(
-        after == running,
-        "a pod was restarted: {running:?}, {after:?}"
-    );
-    Ok(())
+    exchange.end(cluster, kubelet, sink, old).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,11 +176,7 @@ async fn certificates(cluster: &Cluster, kubelet: &Kubelet, sink: &Sink, old: &s
 async fn an_installed_relay_takes_mail_and_follows_its_policies() -> Result<()> {
     let cluster = Cluster::start().await?;
     let kubelet = Kubelet::start(&cluster, Scope::Everything)?;
-    let sink = Sink::start(SinkConfig::at(
-        ([127, 0, 0, 1], 0).into(),
-        cluster.root.join("sink"),
-    ))
-    .await?;
+    let sink = mail::next_hop(&cluster).await?;
     mail::prepare(&cluster).await?;
     let authority = mail::authority(DUE)?;
     cluster.apply(&[authority]).await?;

@@ -170,11 +170,7 @@ async fn uids(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
 async fn three_five_three_and_an_upgrade_under_load_with_a_dying_operator() -> Result<()> {
     let cluster = Cluster::start().await?;
     let kubelet = Arc::new(Kubelet::start(&cluster, Scope::Everything)?);
-    let sink = Sink::start(SinkConfig::at(
-        ([127, 0, 0, 1], 0).into(),
-        cluster.root.join("sink"),
-    ))
-    .await?;
+    let sink = mail::next_hop(&cluster).await?;
     mail::prepare(&cluster).await?;
     let mut values = mail::values(&kubelet, Some(sink.address()))?;
     // One that starts again does not wait for the Lease of the one that was killed: it is to be killed at work.
@@ -264,11 +260,7 @@ async fn three_five_three_and_an_upgrade_under_load_with_a_dying_operator() -> R
 async fn the_queue_is_there_after_uninstalling_and_installing_again() -> Result<()> {
     let cluster = Cluster::start().await?;
     let kubelet = Kubelet::start(&cluster, Scope::Everything)?;
-    let sink = Sink::start(SinkConfig::at(
-        ([127, 0, 0, 1], 0).into(),
-        cluster.root.join("sink"),
-    ))
-    .await?;
+    let sink = mail::next_hop(&cluster).await?;
     mail::prepare(&cluster).await?;
     // Nobody listens there yet: mail waits.
     let later = sealane_tests::ports::free()?;

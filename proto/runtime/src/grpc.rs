@@ -39,9 +39,9 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// A body travels in few frames: each is a write of its own.
 const FRAME: u32 = 256 << 10;
 const STREAMS: u32 = 1024;
-/// Calls that a peer gave up before we came to look at them. Where a machine is short of processors, or a cut link is mended, many come
-/// at once; at h2's usual limit of 20, made against strangers, the connection would end with all that is on it: heartbeats
-/// of all groups, and so the leaderships. Peers here have certificates.
+/// Calls that a peer gave up before we came to look at them. Where a machine is short of processors, or a cut link
+/// is mended, many come at once; at h2's usual limit of 20, made against strangers, the connection would end with
+/// all that is on it: heartbeats of all groups, and so the leaderships. Peers here have certificates.
 const GIVEN_UP: usize = STREAMS as usize;
 
 /// A connection whose peer is known.

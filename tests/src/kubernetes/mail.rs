@@ -5,7 +5,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use data_encoding::BASE64;
@@ -14,8 +15,10 @@ use serde_json::{Value, json};
 
 use super::manifests::{condition, text};
 use super::{Cluster, Kubelet, assets};
-use crate::load::{Kind, Target};
+use crate::ledger::Ledger;
+use crate::load::{self, Kind, Load, Target};
 use crate::policy::{PASSWORD, SERVED, SUBMITTER};
+use crate::sink::{Sink, SinkConfig};
 use crate::{ports, tls, tools, wait};
 
 /// Namespace of everything.
@@ -273,6 +276,103 @@ pub async fn install(cluster: &Cluster, values: &Value) -> Result<String> {
         &file,
     ];
     cluster.helm(&args).await
+}
+
+/// What mail is delivered to.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn next_hop(cluster: &Cluster) -> Result<Sink> {
+    let folder = cluster.root.join("sink");
+    Sink::start(SinkConfig::at(([127, 0, 0, 1], 0).into(), folder)).await
+}
+
+/// Until every Secret has followed a change of the CA.
+const EXCHANGE: Duration = Duration::from_secs(400);
+/// Until every process has read its files again, and a while with them.
+const READ: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Mail that flows while certificates are exchanged, and must not notice.
+#[derive(Debug)]
+pub struct Exchange {
+    ledger: Arc<Ledger>,
+    load: load::Running,
+    pods: Vec<String>,
+    began: Instant,
+}
+
+impl Exchange {
+    /// # Errors
+    /// When no port is free.
+    pub async fn begin(kubelet: &Kubelet) -> Result<Self> {
+        let ledger = Arc::new(Ledger::default());
+        let load = Load::new(targets(kubelet)?, 6).pause(Duration::from_millis(50));
+        Ok(Self {
+            load: load::start(load, &ledger),
+            ledger,
+            pods: running(kubelet).await,
+            began: Instant::now(),
+        })
+    }
+
+    /// Waits until `old` is trusted nowhere any more and mail goes with what took its place.
+    ///
+    /// # Errors
+    /// When that takes too long, a session failed, a message is lost, or a pod was restarted.
+    pub async fn end(
+        self,
+        cluster: &Cluster,
+        kubelet: &Kubelet,
+        sink: &Sink,
+        old: &str,
+    ) -> Result<()> {
+        wait::until("the old CA is trusted nowhere", EXCHANGE, || async {
+            for name in IDENTITIES {
+                let trusted: String = secret_value(cluster, name, "ca.crt")
+                    .await?
+                    .lines()
+                    .collect();
+                ensure!(!trusted.contains(&pem_body(old)), "{name} trusts it");
+            }
+            Ok(())
+        })
+        .await?;
+        let exchanged = Instant::now() + READ;
+        wait::until("mail with the new certificates", LIMIT, || async {
+            let more = self.ledger.accepted_since(exchanged);
+            ensure!(more >= 100, "{more}");
+            Ok(())
+        })
+        .await?;
+        until(cluster, "CertificatesReady", "True", LIMIT).await?;
+        self.load.stop().await;
+        let settled = self.ledger.settle(sink.store(), Duration::from_secs(60));
+        let verdict = settled.await?;
+        let took = self.began.elapsed().as_secs_f32();
+        println!("all certificates replaced in {took:.1} s: {verdict}");
+        // The sink has mail of other ledgers too.
+        ensure!(
+            verdict.lost.is_empty() && verdict.damaged.is_empty(),
+            "{verdict}"
+        );
+        ensure!(
+            verdict.temporary + verdict.permanent + verdict.unknown + verdict.broken == 0,
+            "a session failed: {verdict}"
+        );
+        let (before, after) = (self.pods, running(kubelet).await);
+        ensure!(
+            after == before,
+            "a pod was restarted: {before:?}, {after:?}"
+        );
+        Ok(())
+    }
+}
+
+async fn running(kubelet: &Kubelet) -> Vec<String> {
+    let mut pods = kubelet.running(NAMESPACE).await;
+    pods.sort();
+    pods
 }
 
 /// Waits until a condition of the RelayCluster has that status.

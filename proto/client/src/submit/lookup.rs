@@ -48,6 +48,7 @@ impl Waiting {
         shards.iter().filter_map(|s| self.by_shard.get(s)).sum()
     }
 
+    /// One more; [`Registration`]s end what they began.
     pub(crate) fn begin(&mut self, shard: ShardId) {
         self.total += 1;
         *self.by_shard.entry(shard).or_default() += 1;
@@ -70,7 +71,6 @@ impl Answers {
     pub(crate) fn register(&self, id: MessageId, seq: u32) -> Registration<'_> {
         let (tx, answers) = mpsc::channel(PENDING);
         let mut table = self.lock();
-        // Who registers again is one that waits, as its drop will be one.
         table.waiting.begin(id.shard());
         table.askers.insert((id, seq), tx);
         Registration {
