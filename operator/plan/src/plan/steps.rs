@@ -237,14 +237,12 @@ fn removals_under_way(v: &View<'_>, _: &StatefulSetFacts) -> Option<Next> {
     ))
 }
 
-/// The highest ordinal, once its member is removed; or if it never was one. If it is wanted again by now, it goes too, with
-/// its volume, and comes back as a new member.
+/// The highest ordinal that is not wanted, once its member is removed; or if it never was one.
 fn lower(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     let highest = set.replicas.checked_sub(1)?;
     let unneeded = matches!(v.state(highest), None | Some(MemberState::Removed));
-    let unwanted = highest >= v.o.wanted.replicas && unneeded;
-    let anew = v.o.wanted.on_scale_down == OnScaleDown::Delete && v.rests(highest);
-    (unwanted || anew).then(|| Next::step(Step::LowerReplicas { replicas: highest }))
+    (highest >= v.o.wanted.replicas && unneeded)
+        .then(|| Next::step(Step::LowerReplicas { replicas: highest }))
 }
 
 /// Volumes of removed members are not kept, and all that is left is whole.
@@ -271,8 +269,8 @@ fn delete_volume(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     }))
 }
 
-/// Of a pod that is wanted again, and cannot be lowered because there are others above it. Kubernetes keeps the volume until
-/// the pod is gone, then makes both anew.
+/// Of a pod that is wanted again though its member was removed. Kubernetes keeps the volume until the pod is gone, then makes both
+/// anew.
 fn renew_volume(v: &View<'_>, set: &StatefulSetFacts) -> Option<Next> {
     let wanted = v.o.wanted.replicas.min(set.replicas);
     let n = (0..wanted).find(|n| v.rests(*n))?;
